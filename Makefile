@@ -1,0 +1,34 @@
+# One environment, made once. `make demo TORCH=cpu` takes the small CPU build of torch.
+PYTHON ?= python3
+TORCH ?=
+BIN := .venv/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend=$(TORCH))
+
+.PHONY: setup demo test check clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv --clear .venv || { \
+	  echo "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Installing into .venv (torch is large: the first time takes some minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m dino.train --preset tiny --data_path demo --output_dir runs/demo
+
+test: setup
+	@$(BIN)/python -m pytest
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -m "not slow"
+
+clean:
+	rm -rf .venv runs dist
