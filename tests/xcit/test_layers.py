@@ -1,0 +1,129 @@
+"""Layers against loops written from the equations, in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xcit.layers import (
+    ClassAttention,
+    ClassAttentionBlock,
+    CrossCovarianceAttention,
+    LocalPatchInteraction,
+    XCABlock,
+)
+
+DIM, HEADS = 12, 3
+WIDTH = DIM // HEADS
+
+
+def tokens(count: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(2, count, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(
+        dtype
+    )
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=generator)
+    return module.double()
+
+
+def qkv(attention: nn.Module, x: Tensor, head: int) -> list[Tensor]:
+    """Query, key and value of one head of one image: each (tokens, width)."""
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    rows = [slice(part * DIM + head * WIDTH, part * DIM + (head + 1) * WIDTH) for part in range(3)]
+    return [x @ weight[row].T + bias[row] for row in rows]
+
+
+def test_cross_covariance_attention_equals_the_equation() -> None:
+    attention = randomised(CrossCovarianceAttention(DIM, HEADS))
+    x = tokens()
+    mixed = torch.empty_like(x)
+    for image in range(2):
+        for head in range(HEADS):
+            query, key, value = qkv(attention, x[image], head)
+            weights = torch.empty(WIDTH, WIDTH, dtype=x.dtype)
+            for i in range(WIDTH):
+                for j in range(WIDTH):
+                    cosine = query[:, i] @ key[:, j] / (query[:, i].norm() * key[:, j].norm())
+                    weights[i, j] = cosine * attention.temperature[head, 0, 0]
+            weights = weights.exp() / weights.exp().sum(dim=1, keepdim=True)
+            mixed[image, :, head * WIDTH : (head + 1) * WIDTH] = value @ weights.T
+    torch.testing.assert_close(attention(x), attention.proj(mixed))
+
+
+def test_large_activations_do_not_overflow_float16() -> None:
+    attention = randomised(CrossCovarianceAttention(DIM, HEADS)).float()
+    x = 50 * tokens(count=400, dtype=torch.float32)
+    assert attention.qkv(x).square().sum(dim=1).max() > torch.finfo(torch.float16).max
+    expected = attention(x)
+    actual = attention.half()(x.half()).float()
+    assert (actual - expected).norm() < 0.01 * expected.norm()
+
+
+def test_a_patch_reaches_two_rows_and_two_columns_far() -> None:
+    rows, cols = 7, 9
+    interaction = randomised(LocalPatchInteraction(DIM)).eval()
+    x = torch.zeros(1, rows, cols, DIM, dtype=torch.float64)
+    changed = x.clone()
+    changed[0, 3, 5] = 1.0
+    difference = interaction(changed.flatten(1, 2), rows, cols) - interaction(x.flatten(1, 2), rows, cols)
+    touched = difference.reshape(rows, cols, DIM).abs().sum(dim=-1) > 1e-9
+    expected = torch.zeros(rows, cols, dtype=torch.bool)
+    expected[1:6, 3:8] = True
+    assert torch.equal(touched, expected)
+
+
+def test_class_attention_equals_the_equation() -> None:
+    attention = randomised(ClassAttention(DIM, HEADS))
+    x = tokens()
+    mixed = torch.empty(2, 1, DIM, dtype=x.dtype)
+    for image in range(2):
+        for head in range(HEADS):
+            query, key, value = qkv(attention, x[image], head)
+            scores = torch.stack([query[0] @ each / WIDTH**0.5 for each in key])
+            weights = scores.exp() / scores.exp().sum()
+            torch.testing.assert_close(attention.weights(x)[image, head, 0], weights)
+            mixed[image, 0, head * WIDTH : (head + 1) * WIDTH] = weights @ value
+    torch.testing.assert_close(attention(x), attention.proj(mixed))
+
+
+@pytest.mark.parametrize("tokens_norm", [True, False])
+def test_class_attention_block_keeps_the_published_departures(tokens_norm: bool) -> None:
+    block = randomised(
+        ClassAttentionBlock(dim=DIM, num_heads=HEADS, mlp_ratio=2.0, eta=1.0, tokens_norm=tokens_norm)
+    )
+    x = tokens()
+    normed = block.norm1(x)
+    patches = x[:, 1:] + block.gamma1 * normed[:, 1:]
+    patches = block.norm2(patches) if tokens_norm else patches
+    class_token = block.norm2(x[:, :1] + block.gamma1 * block.attn(normed))
+    result = block(x)
+    torch.testing.assert_close(result[:, 1:], 2 * patches)
+    torch.testing.assert_close(result[:, :1], class_token + block.gamma2 * block.mlp(class_token))
+
+
+def xca_block(x: Tensor) -> Tensor:
+    block = XCABlock(dim=DIM, num_heads=HEADS, mlp_ratio=1.0, eta=1.0).eval()
+    return randomised(block)(x, 2, 3)
+
+
+def class_block(x: Tensor) -> Tensor:
+    block = ClassAttentionBlock(dim=DIM, num_heads=HEADS, mlp_ratio=1.0, eta=1.0, tokens_norm=False)
+    return randomised(block)(x)
+
+
+@pytest.mark.parametrize("block", [xca_block, class_block])
+def test_gradients_agree_with_finite_differences(block: Callable[[Tensor], Tensor]) -> None:
+    x = tokens()[:1].requires_grad_()
+    assert torch.autograd.gradcheck(block, x, fast_mode=True)
+
+
+def test_a_dropped_path_leaves_the_residual_alone() -> None:
+    block = randomised(XCABlock(dim=DIM, num_heads=HEADS, mlp_ratio=1.0, eta=1.0, drop_path_rate=1 - 1e-9))
+    x = tokens()
+    assert torch.equal(block.train()(x, 2, 3), x)
+    assert not torch.equal(block.eval()(x, 2, 3), x)

@@ -1,0 +1,100 @@
+"""Pixels to tokens: convolutional patch embedding and Fourier position encoding (XCiT, section 4)."""
+
+import math
+from collections import OrderedDict
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+# Stride-2 convolutions per patch size; each one also doubles the channels, up to the embedding's width.
+_STAGES = {8: 3, 16: 4}
+
+
+class PatchEmbedding(nn.Module):
+    """Stack of 3x3 convolutions of stride 2: (B, in_chans, H, W) -> (B, embed_dim, ceil(H/p), ceil(W/p)).
+
+    Args:
+        patch_size: p, 8 or 16 pixels.
+        embed_dim: channels of a token, divisible by `patch_size // 2`.
+
+    Raises:
+        ValueError: the patch size is neither 8 nor 16.
+    """
+
+    def __init__(self, *, patch_size: int, embed_dim: int, in_chans: int = 3) -> None:
+        super().__init__()
+        if patch_size not in _STAGES:
+            raise ValueError(f"patch size must be 8 or 16, got {patch_size}; see xcit.list_models()")
+        stages = _STAGES[patch_size]
+        widths = [in_chans, *(embed_dim >> (stages - 1 - stage) for stage in range(stages))]
+        layers: list[nn.Module] = []
+        for narrow, wide in pairwise(widths):
+            convolution = nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1, bias=False)
+            layers += [nn.Sequential(convolution, nn.BatchNorm2d(wide)), nn.GELU()]
+        self.proj = nn.Sequential(*layers[:-1])  # no activation after the last stage
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images)
+
+
+class FourierPosition(nn.Module):
+    """Sine and cosine features of a token's row and column, projected to the token's width.
+
+    Positions are relative to the grid's sides, so that any resolution works without interpolation.
+    """
+
+    FREQUENCIES = 16
+    LONGEST_PERIOD = 10_000.0
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        # A sine and a cosine per frequency, for rows and for columns.
+        self.token_projection = nn.Conv2d(4 * self.FREQUENCIES, embed_dim, kernel_size=1)
+
+    def forward(self, rows: int, cols: int) -> Tensor:
+        """Position encoding of a grid: (1, embed_dim, rows, cols), to be broadcast over images."""
+        weight = self.token_projection.weight
+        features = _cached_features(rows, cols, weight.device)
+        # Features stay float32 until here: half precision cannot tell large positions apart.
+        return self.token_projection(features.to(weight.dtype))
+
+
+def fourier_features(rows: int, cols: int, device: torch.device) -> Tensor:
+    """Unprojected position features, float32 (1, 64, rows, cols): those of the row, then of the column."""
+    by_row = _axis_features(rows, device)[:, :, None].expand(-1, -1, cols)
+    by_col = _axis_features(cols, device)[:, None, :].expand(-1, rows, -1)
+    return torch.cat([by_row, by_col])[None]
+
+
+def _axis_features(length: int, device: torch.device) -> Tensor:
+    """sin and cos, interleaved, of positions 1..length scaled to (0, 2 pi]: (2 * frequencies, length)."""
+    count = FourierPosition.FREQUENCIES
+    positions = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+    positions = positions / (positions[-1:] + 1e-6) * (2 * math.pi)
+    exponents = torch.arange(count, dtype=torch.float32, device=device) / count
+    angles = positions / FourierPosition.LONGEST_PERIOD ** exponents[:, None]
+    return torch.stack([angles.sin(), angles.cos()], dim=1).flatten(0, 1)
+
+
+# Shared by all models of the process, and outside of them, so that copies and pickles do not carry it.
+_cache: OrderedDict[tuple[int, int, torch.device], Tensor] = OrderedDict()
+_CACHE_SIZE = 4  # multi-crop training alternates between two sizes; large grids take many megabytes
+
+
+def _cached_features(rows: int, cols: int, device: torch.device) -> Tensor:
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not in torch's __all__
+    if tracing or torch.compiler.is_compiling():
+        return fourier_features(rows, cols, device)  # part of the graph, so that it holds for any size
+    key = (rows, cols, device)
+    features = _cache.pop(key, None)
+    if features is None:
+        # A tensor made in inference mode could not be used for training later.
+        with torch.inference_mode(False), torch.no_grad():
+            features = fourier_features(rows, cols, device)
+        if type(features) is not Tensor:  # a stand-in, as FakeTensorMode makes them, must not stay
+            return features
+    _cache[key] = features
+    while len(_cache) > _CACHE_SIZE:
+        _cache.popitem(last=False)
+    return features

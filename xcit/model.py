@@ -1,0 +1,199 @@
+"""XCiT: Cross-Covariance Image Transformer (El-Nouby et al. 2021, https://arxiv.org/abs/2106.09681).
+
+    model = xcit.create_model("xcit_small_12_p16", num_classes=1000)
+    logits = model(images)                  # (B, 1000)
+    maps = model.class_attention(images)    # (B, heads, rows, cols)
+
+B images, N patch tokens, C channels.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from xcit.embedding import FourierPosition, PatchEmbedding
+from xcit.layers import ClassAttentionBlock, XCABlock
+
+_CLASS_BLOCKS = 2
+_INIT_STD = 0.02
+
+
+class XCiT(nn.Module):
+    """Images (B, in_chans, H, W), of any H and W, to logits (B, num_classes) or class tokens (B, C).
+
+    Args:
+        patch_size: 8 or 16 pixels.
+        embed_dim: C, channels of a token.
+        depth: number of cross-covariance blocks; two class-attention blocks follow.
+        num_heads: attention heads; divides `embed_dim`.
+        eta: initial scale of the residual branches; the paper has 1.0 up to 12 blocks and 1e-5 beyond.
+        tokens_norm: whether class-attention blocks normalise the patch tokens too.
+        num_classes: 0 for no head: the class token is returned.
+        drop_path_rate: stochastic depth, the same in every cross-covariance block, in [0, 1).
+    """
+
+    num_prefix_tokens = 1
+
+    def __init__(
+        self,
+        *,
+        patch_size: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        eta: float,
+        tokens_norm: bool = True,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 0,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}")
+        self.embed_dim = self.num_features = embed_dim
+        self.patch_size = patch_size
+        self.num_heads = num_heads
+        self.num_classes = num_classes
+        self.grad_checkpointing = False
+
+        self.patch_embed = PatchEmbedding(patch_size=patch_size, embed_dim=embed_dim, in_chans=in_chans)
+        self.pos_embeder = FourierPosition(embed_dim)  # spelled as in the published weights' keys
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.blocks = nn.ModuleList(
+            XCABlock(
+                dim=embed_dim,
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                eta=eta,
+                drop_path_rate=drop_path_rate,
+            )
+            for _ in range(depth)
+        )
+        self.cls_attn_blocks = nn.ModuleList(
+            ClassAttentionBlock(
+                dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, eta=eta, tokens_norm=tokens_norm
+            )
+            for _ in range(_CLASS_BLOCKS)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.head = _head(embed_dim, num_classes)
+        nn.init.trunc_normal_(self.cls_token, std=_INIT_STD)
+        self.apply(_init_linear)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes), or class tokens (B, C) without a head; the same in every mode."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normalised tokens (B, 1 + N, C), the class token first, patches row by row."""
+        patches_BNC, _, _ = self._forward_patches(images)
+        tokens_BNC = self._with_class_token(patches_BNC)
+        for block in self.cls_attn_blocks:
+            tokens_BNC = self._run(block, tokens_BNC)
+        return self.norm(tokens_BNC)
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """From `forward_features`' tokens to logits, or to the class token with `pre_logits`."""
+        class_token = tokens[:, 0]
+        return class_token if pre_logits else self.head(class_token)
+
+    def class_attention(self, images: Tensor, block: int = -1) -> Tensor:
+        """The class token's attention to each patch, float32 (B, heads, rows, cols).
+
+        A head's weights sum to 1 less what the class token gives to itself. The model runs in the mode
+        that it is in: call `eval()` first, or batch norm and drop path act as in training.
+
+        Args:
+            block: class-attention block, 0 or 1, or counted from the end, -1 or -2.
+
+        Raises:
+            IndexError: there is no such block.
+        """
+        if not -_CLASS_BLOCKS <= block < _CLASS_BLOCKS:
+            raise IndexError(f"block must be -2, -1, 0 or 1 (there are {_CLASS_BLOCKS}), got {block}")
+        patches_BNC, rows, cols = self._forward_patches(images)
+        tokens_BNC = self._with_class_token(patches_BNC)
+        *earlier, asked = self.cls_attn_blocks[: block % _CLASS_BLOCKS + 1]
+        for each in earlier:
+            tokens_BNC = self._run(each, tokens_BNC)
+        weights = cast(ClassAttentionBlock, asked).attention_weights(tokens_BNC)
+        return weights[:, :, 0, 1:].unflatten(-1, (rows, cols)).float()
+
+    def get_classifier(self) -> nn.Module:
+        """The linear head, or `nn.Identity` without one."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a fresh one; 0 removes it."""
+        device, dtype = self.cls_token.device, self.cls_token.dtype
+        self.num_classes = num_classes
+        self.head = _head(self.embed_dim, num_classes).to(device=device, dtype=dtype)
+        self.head.apply(_init_linear)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training: recompute each block in the backward pass."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters beyond biases and scales that weight decay should leave alone."""
+        return {"cls_token"}
+
+    def _forward_patches(self, images: Tensor) -> tuple[Tensor, int, int]:
+        """Patch tokens (B, N, C) after all cross-covariance blocks, and their grid's rows and columns."""
+        if images.ndim != 4:
+            raise ValueError(f"images must be (images, channels, height, width), got {tuple(images.shape)}")
+        grid = self.patch_embed(images)
+        rows, cols = grid.shape[-2:]
+        grid = grid + self.pos_embeder(rows, cols)
+        # Contiguous tokens once, or every layer would work on transposed memory.
+        patches_BNC = grid.flatten(2).transpose(1, 2).contiguous()
+        for block in self.blocks:
+            patches_BNC = self._run(block, patches_BNC, rows, cols)
+        return patches_BNC, rows, cols
+
+    def _with_class_token(self, patches_BNC: Tensor) -> Tensor:
+        class_token = self.cls_token.expand(patches_BNC.shape[0], -1, -1)
+        return torch.cat([class_token.to(patches_BNC.dtype), patches_BNC], dim=1)
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
+            return block(*inputs)
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _frozen_statistics(block)
+
+        if (
+            torch.compiler.is_compiling()
+        ):  # the compiler takes no contexts, and recomputes without side effects
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep a recomputed forward from counting its batch twice in batch norm's running statistics."""
+    with ExitStack() as undo:
+        for module in block.modules():
+            counted = getattr(module, "num_batches_tracked", None)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and counted is not None:
+                undo.callback(setattr, module, "momentum", module.momentum)
+                undo.callback(setattr, module, "num_batches_tracked", counted)
+                module.momentum, module.num_batches_tracked = 0.0, counted.clone()
+        yield
+
+
+def _head(embed_dim: int, num_classes: int) -> nn.Module:
+    return nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+
+
+def _init_linear(module: nn.Module) -> None:
+    """Truncated normal weights and zero biases; other layers keep PyTorch's initialisation."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=_INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
