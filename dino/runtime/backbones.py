@@ -1,0 +1,139 @@
+"""The only door from the method to a backbone: names, construction, weights, tokens, class attention."""
+
+import difflib
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+import xcit
+from dino.runtime.options import UserError
+from xcit.weights import LoadReport, WeightsError, load_weights
+
+# (width, heads) of DINO's vision transformers, all 12 blocks deep (DINO, table 1; FACTS of DeiT).
+_VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
+
+# Published ViT files hold position embeddings for this size; other sizes are interpolated from it.
+_VIT_IMAGE_SIZE = 224
+
+
+def list_backbones() -> list[str]:
+    """XCiT's and DINO's own names; any name of `timm.list_models()` is accepted beside them."""
+    return [*xcit.list_models(), *_VIT]
+
+
+def create_backbone(arch: str, patch_size: int = 16, drop_path_rate: float = 0.0) -> nn.Module:
+    """A backbone without a classification head, freshly initialised: (B, 3, H, W) -> (B, num_features).
+
+    Args:
+        arch: an XCiT name, `vit_tiny|small|base` or any timm name.
+        patch_size: side of a patch in pixels, for `vit_*` only: the other names carry theirs.
+        drop_path_rate: stochastic depth, in [0, 1).
+
+    Raises:
+        UserError: the name is not known; the nearest names are offered.
+    """
+    if arch in xcit.list_models(all=True):
+        return xcit.create_model(arch, drop_path_rate=drop_path_rate)
+    if arch in _VIT:
+        width, heads = _VIT[arch]
+        return VisionTransformer(
+            img_size=_VIT_IMAGE_SIZE,
+            patch_size=patch_size,
+            embed_dim=width,
+            num_heads=heads,
+            num_classes=0,
+            drop_path_rate=drop_path_rate,
+            dynamic_img_size=True,
+        )
+    if timm.is_model(arch):
+        return _create_timm(arch, drop_path_rate)
+    known = [*xcit.list_models(all=True), *_VIT, *timm.list_models()]
+    nearest = difflib.get_close_matches(arch, known, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(list_backbones())}"
+    raise UserError(f"unknown model '{arch}'; {hint} (any timm name works too)")
+
+
+def _create_timm(arch: str, drop_path_rate: float) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path_rate}
+    if timm.models.is_model_in_modules(arch, ["vision_transformer"]):
+        options["dynamic_img_size"] = True
+    try:
+        return cast(nn.Module, timm.create_model(arch, **options))
+    except TypeError:  # some timm families know no drop path
+        return cast(nn.Module, timm.create_model(arch, num_classes=0))
+
+
+def load_backbone_weights(
+    backbone: nn.Module, source: str | Path, *, key: str = "teacher", allow_partial: bool = False
+) -> LoadReport:
+    """Fill a backbone from a zoo name, a file or a URL in any layout that `xcit.weights` knows.
+
+    Raises:
+        UserError: the file cannot be had or read, or holds less than the whole backbone.
+    """
+    try:
+        return load_weights(backbone, source, key=key, allow_partial=allow_partial)
+    except WeightsError as error:
+        raise UserError(str(error)) from error
+
+
+def tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Class token (B, C) and patch tokens (B, N, C) after the final norm.
+
+    A network without a class token gives its pooled feature in its place.
+    """
+    features = cast(Any, backbone).forward_features(images)
+    if features.ndim == 4:
+        return cast(Any, backbone).forward_head(features), features.flatten(2).transpose(1, 2)
+    prefix = int(getattr(backbone, "num_prefix_tokens", 1))
+    pooled = features[:, 0] if prefix else features.mean(dim=1)
+    return pooled, features[:, prefix:]
+
+
+def has_class_attention(backbone: nn.Module) -> bool:
+    """Whether `class_attention` can answer: XCiT, or a timm ViT with a class token."""
+    return hasattr(backbone, "class_attention") or (
+        isinstance(backbone, VisionTransformer) and backbone.cls_token is not None
+    )
+
+
+def class_attention(backbone: nn.Module, images: Tensor, block: int = -1) -> Tensor:
+    """Weights of the class token on the patches, float32 (B, heads, rows, cols).
+
+    Args:
+        block: for XCiT, which class-attention block; ViTs answer for their last block only.
+
+    Raises:
+        UserError: the backbone has no class attention.
+    """
+    if hasattr(backbone, "class_attention"):
+        return cast(Any, backbone).class_attention(images, block=block)
+    if not has_class_attention(backbone):
+        raise UserError(
+            f"{type(backbone).__name__} has no class attention; XCiT and ViTs with a class token have"
+        )
+    return _vit_class_attention(cast(VisionTransformer, backbone), images)
+
+
+def _vit_class_attention(backbone: VisionTransformer, images: Tensor) -> Tensor:
+    """Last block's class row, as one query against all keys: no tokens x tokens matrix."""
+    last = backbone.blocks[-1]
+    captured: list[Tensor] = []
+    hook = last.attn.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+    try:
+        backbone.forward_features(images)
+    finally:
+        hook.remove()
+    (tokens_BNC,) = captured
+    attention = last.attn
+    batch, count, _ = tokens_BNC.shape
+    qkv = attention.qkv(tokens_BNC).reshape(batch, count, 3, attention.num_heads, attention.head_dim)
+    query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    query, key = attention.q_norm(query[:, :, :1]), attention.k_norm(key)
+    logits = (query.float() * attention.scale) @ key.float().transpose(-2, -1)
+    weights = logits.softmax(dim=-1)[:, :, 0, backbone.num_prefix_tokens :]
+    rows, cols = backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
+    return weights.reshape(batch, attention.num_heads, rows, cols)

@@ -1,0 +1,227 @@
+"""Checkpoints on disk: written atomically, the one before kept, only tensors and plain values inside.
+
+The layout is DINO's (`student`, `teacher`, `optimizer`, `epoch`, `args`, `dino_loss`), so that its own scripts
+read our files and we resume from its; what exact resume needs besides lies under `progress`.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dino.runtime.options import UserError
+from xcit.weights import WeightsError, read_checkpoint
+
+NAME = "checkpoint.pth"
+PREVIOUS_NAME = "checkpoint.previous.pth"
+
+# DINO saves modules that DistributedDataParallel wraps: always the student, and a teacher with batch norm.
+_WRAPPED = "module."
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: epochs finished.
+        samples: pictures of the unfinished epoch already seen, over all processes.
+        best_knn: best k-NN accuracy so far in percent; -1 before the first.
+        totals: sums of the unfinished epoch's logged values, and how many steps they hold.
+    """
+
+    epoch: int
+    samples: int = 0
+    best_knn: float = -1.0
+    totals: Mapping[str, float] | None = None
+
+
+def save_atomically(content: Mapping[str, Any], path: Path) -> None:
+    """Write to a temporary file beside `path` and rename: `path` holds the old content or the new, whole.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; `path` is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}; what was there before is unchanged") from error
+
+
+def save_latest(content: Mapping[str, Any], folder: Path) -> None:
+    """`checkpoint.pth`, keeping the one before beside it."""
+    latest = folder / NAME
+    fresh = folder / f".{NAME}.fresh"
+    save_atomically(content, fresh)
+    if latest.exists():
+        latest.replace(folder / PREVIOUS_NAME)
+    fresh.replace(latest)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours or of the original, on the CPU. Runs no code from the file.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        return read_checkpoint(path)
+    except WeightsError as error:
+        raise UserError(str(error)) from error
+
+
+def load_latest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The checkpoint to resume from, if any, and a sentence when it is not the last one.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    problems: list[str] = []
+    for name in (NAME, PREVIOUS_NAME):
+        if not (folder / name).exists():
+            continue
+        try:
+            content = load(folder / name)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        return content, f"{problems[0]}; resuming from {name}" if problems else None
+    if problems:
+        raise UserError(f"{'; '.join(problems)}; move it away to start anew")
+    return None, None
+
+
+def pack(
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    center: Tensor,
+    *,
+    progress: Progress,
+    args: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything a run needs to continue, in DINO's layout."""
+    teacher_prefix = _WRAPPED if _has_batch_norm(teacher) else ""
+    return {
+        "student": {_WRAPPED + name: value for name, value in student.state_dict().items()},
+        "teacher": {teacher_prefix + name: value for name, value in teacher.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "epoch": progress.epoch,
+        "args": dict(args),
+        "dino_loss": {"center": center},
+        "progress": {
+            "samples": progress.samples,
+            "best_knn": progress.best_knn,
+            "totals": dict(progress.totals or {}),
+        },
+    }
+
+
+def unpack(
+    content: Mapping[str, Any],
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    center: Tensor,
+) -> Progress:
+    """Fill all parts in place from `content`; either all of them or none.
+
+    Raises:
+        UserError: the file belongs to another architecture, or lacks a part.
+    """
+    missing = [key for key in ("student", "teacher", "optimizer", "epoch", "dino_loss") if key not in content]
+    if missing:
+        raise UserError(
+            f"the checkpoint has no {', '.join(missing)}: use --init_from to start from weights alone"
+        )
+    states = [_unwrapped(content["student"]), _unwrapped(content["teacher"])]
+    for network, state in zip((student, teacher), states, strict=True):
+        _check_fits(network, state)
+    stored_center = content["dino_loss"]["center"]
+    if stored_center.shape != center.shape:
+        raise UserError(
+            f"the checkpoint has {stored_center.shape[-1]} prototypes, --out_dim asks for {center.shape[-1]}"
+        )
+    ordered = _optimizer_state(content["optimizer"], states[0], student, optimizer)
+    student.load_state_dict(states[0])
+    teacher.load_state_dict(states[1])
+    optimizer.load_state_dict(ordered)
+    center.copy_(stored_center)
+    extra = content.get("progress", {})
+    return Progress(
+        epoch=int(content["epoch"]),
+        samples=int(extra.get("samples", 0)),
+        best_knn=float(extra.get("best_knn", -1.0)),
+        totals=extra.get("totals") or None,
+    )
+
+
+def _has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_WRAPPED): value for name, value in state.items()}
+
+
+def _check_fits(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    expected = network.state_dict()
+    different = [
+        f"{name} (file: {_shape(state.get(name))}, model: {_shape(expected.get(name))})"
+        for name in [*expected, *(set(state) - set(expected))]
+        if _shape(state.get(name)) != _shape(expected.get(name))
+    ]
+    if different:
+        raise UserError(
+            f"the checkpoint is of another architecture: {len(different)} tensors differ, first "
+            f"{different[0]}; give the --arch, --out_dim and head options that it was trained with, "
+            "or another --output_dir"
+        )
+
+
+def _shape(value: Tensor | None) -> str:
+    return "absent" if value is None else "x".join(map(str, value.shape)) or "scalar"
+
+
+def _optimizer_state(
+    stored: Mapping[str, Any],
+    stored_student: Mapping[str, Tensor],
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, Any]:
+    """The stored state under our numbering of the parameters.
+
+    Optimizers number parameters by their order in the network, which may differ between implementations that agree
+    on the names; the order of the stored student's tensors tells the file's.
+    """
+    name_of = {id(parameter): name for name, parameter in student.named_parameters()}
+    group_of = {
+        name_of[id(parameter)]: index
+        for index, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    number = {name: index for index, name in enumerate(group_of)}
+    theirs = sorted((name for name in stored_student if name in group_of), key=lambda name: group_of[name])
+    count = sum(len(group["params"]) for group in stored["param_groups"])
+    if count != len(theirs):
+        raise UserError(
+            f"the checkpoint's optimizer holds {count} parameters, this run trains {len(theirs)}; "
+            "--norm_last_layer must be as it was"
+        )
+    own = optimizer.state_dict()
+    return {
+        "state": {number[theirs[int(index)]]: value for index, value in stored["state"].items()},
+        "param_groups": own["param_groups"],
+    }

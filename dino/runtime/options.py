@@ -1,0 +1,157 @@
+"""Command lines from frozen dataclasses: each option is written once, with its default, unit and "off" value.
+
+Imports no torch, so that `--help` answers at once.
+"""
+
+import dataclasses
+import io
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+Options = TypeVar("Options")
+
+_TRUE = {"true", "1", "on", "yes"}
+_FALSE = {"false", "0", "off", "no"}
+
+
+class UserError(ValueError):
+    """A user's mistake: the command prints the sentence and exits with code 2, without a traceback."""
+
+
+class RunStopped(Exception):  # noqa: N818 - not an error of the program or the user
+    """Long work that ended early for a stated reason: one sentence and exit code 1."""
+
+
+def option(default: Any, help: str, *, choices: Sequence[str] = ()) -> Any:
+    """A dataclass field for one command-line option.
+
+    Args:
+        default: value when the option is not given.
+        help: what it does, with its unit and the value that turns it off.
+        choices: the words allowed, when there are only some.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+def command(
+    options: type[Options],
+    run: Callable[[Options], None],
+    *,
+    prog: str,
+    description: str,
+    defaults: Callable[[Sequence[str]], Options] | None = None,
+) -> None:
+    """Parse `sys.argv` into `options` and call `run`; a `UserError` becomes one sentence and exit code 2.
+
+    Args:
+        defaults: given the arguments, the values of the options that they do not name (for presets).
+    """
+    arguments = sys.argv[1:]
+    try:
+        start = defaults(arguments) if defaults else options()
+        run(parse_options(options, arguments, prog=prog, description=description, default=start))
+    except UserError as error:
+        _exit(prog, str(error), code=2)
+    except RunStopped as reason:
+        _exit(prog, str(reason), code=1)
+    except KeyboardInterrupt:
+        print(f"\n{prog}: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def parse_options(
+    options: type[Options], arguments: Sequence[str], *, prog: str, description: str, default: Options
+) -> Options:
+    """The options that `arguments` name, the rest from `default`.
+
+    Booleans are written `true` or `false`; hyphens and underscores in names are the same.
+
+    Raises:
+        UserError: an unknown name or an impossible value.
+    """
+    form = _form(options)
+    messages = io.StringIO()
+    try:
+        with redirect_stderr(messages):
+            filled = tyro.cli(
+                form,
+                prog=prog,
+                description=description,
+                args=list(arguments),
+                default=form(**_values(default)),
+                use_underscores=True,
+                config=(tyro.conf.FlagConversionOff,),
+                registry=_registry(),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_sentence(messages.getvalue())) from None
+    return options(**_values(filled))
+
+
+def _values(instance: Any) -> dict[str, Any]:
+    return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}
+
+
+def _form(options: type[Any]) -> type[Any]:
+    """The same fields with their help and choices where tyro looks for them: in the annotation."""
+    hints = get_type_hints(options)
+    fields: list[tuple[str, Any, Any]] = []
+    for field in dataclasses.fields(options):
+        choices = field.metadata.get("choices")
+        kind: Any = Literal[choices] if choices else hints[field.name]
+        described: Any = Annotated[kind, tyro.conf.arg(help=field.metadata.get("help", ""))]
+        fields.append((field.name, described, dataclasses.field(default=field.default)))
+    return dataclasses.make_dataclass(options.__name__, fields, frozen=True)
+
+
+def _registry() -> ConstructorRegistry:
+    """Booleans as DINO's scripts write them: `--norm_last_layer false`."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def boolean(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
+        if kind.type is not bool:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{true,false}",
+            instance_from_str=lambda words: _boolean(words[0]),
+            is_instance=lambda value: isinstance(value, bool),
+            str_from_instance=lambda value: [str(value).lower()],
+        )
+
+    return registry
+
+
+def _boolean(word: str) -> bool:
+    if word.lower() not in _TRUE | _FALSE:
+        raise ValueError(f"'{word}' is neither true nor false")
+    return word.lower() in _TRUE
+
+
+def _one_sentence(message: str) -> str:
+    """tyro's framed message without the frame: what is wrong, and the nearest names when it offers some."""
+    lines = [line.strip("│ ") for line in message.splitlines() if not line.startswith(("╭", "╰"))]
+    problem: list[str] = []
+    for line in lines:
+        if line.startswith("─"):
+            break
+        problem.append(line)
+    sentence = " ".join(problem)
+    nearest = [line.split()[0] for line in lines[len(problem) :] if line.startswith("--")]
+    if sentence.startswith("Unrecognized") and nearest:
+        sentence += f"; did you mean {', '.join(dict.fromkeys(nearest))}?"
+    return f"{sentence} (--help lists the options)"
+
+
+def _exit(prog: str, sentence: str, *, code: int) -> NoReturn:
+    print(f"{prog}: {sentence}", file=sys.stderr)
+    raise SystemExit(code)

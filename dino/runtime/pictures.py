@@ -1,0 +1,208 @@
+"""Collections of pictures, and the one door to all of them: everything that `--data_path` takes."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Literal
+
+from PIL.Image import Image
+
+from dino.runtime.images import is_picture_name, suffixes
+from dino.runtime.options import UserError
+
+Split = Literal["train", "val"]
+
+_VAL_FOLDERS = ("val", "validation", "test")
+_COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".bmp", ".gif")
+_COMPRESSED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+
+
+class Pictures(ABC):
+    """Pictures in a fixed order that depends on nothing but the data, so a run can resume anywhere in it.
+
+    Safe in the workers of a DataLoader, forked or spawned: it holds no open file.
+
+    Attributes:
+        classes: names of the classes, by label; empty when there are none.
+        labels: class of each picture; None when there are no classes.
+    """
+
+    classes: list[str]
+    labels: list[int] | None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a user finds the picture by: its path, or its shard and member; always printable."""
+
+    @abstractmethod
+    def picture(self, index: int, *, at_least: int | None = None) -> Image:
+        """The picture, upright and RGB.
+
+        Args:
+            at_least: length in pixels of the short side that is enough; see `images.decode`.
+
+        Raises:
+            BrokenImageError: it cannot be read.
+        """
+
+
+def open_pictures(data_path: str, *, split: Split = "train") -> Pictures:
+    """The pictures that `data_path` stands for; the first of these that fits:
+
+    - `demo`: the embedded pictures, `dino.runtime.demo_pictures` (a folder of that name is `./demo`);
+    - a folder, nested or flat: with pictures in two or more of its subfolders and none outside, these are the
+      classes. Of a folder that holds `train/` and `val/` (or `validation/`, `test/`), the one for `split`.
+      Of a folder that holds no pictures but `.tar` files, these as shards;
+    - a list: `.txt` with a path per line, optionally a tab and a class; `.csv` with columns path and class;
+    - a `.tar` file, in the layout of WebDataset: `key.jpg` and optionally `key.cls`;
+    - a pattern, `photos/**/*.jpg` or `shards-{000..009}.tar`;
+    - the name of a torchvision set, `CIFAR10` or `CIFAR10:/its/root`, downloaded when it is not there.
+
+    Only folders with those two names, torchvision sets and `demo` know splits: elsewhere both are the same.
+
+    Raises:
+        UserError: there is nothing to open, in one sentence.
+    """
+    if split not in ("train", "val"):
+        raise ValueError(f"split must be 'train' or 'val', got '{split}'")
+    if not data_path:
+        raise UserError("the path of the pictures is empty: it takes a folder, a list, a pattern or a name")
+    try:
+        return _open(data_path, split)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or data_path}: {error.strerror or error}") from error
+
+
+def number_classes(names: Sequence[str], *, by_value: bool = False) -> tuple[list[str], list[int] | None]:
+    """The classes, in alphabetical order as in torchvision's ImageFolder, and the label of each of `names`.
+
+    No classes and no labels where there are not two different names.
+
+    Args:
+        by_value: order names that are all numbers by their value.
+    """
+    distinct = set(names)
+    if len(distinct) < 2:
+        return [], None
+    numbers = by_value and all(name.isdecimal() for name in distinct)
+    classes = sorted(distinct, key=int) if numbers else sorted(distinct)
+    number = {name: label for label, name in enumerate(classes)}
+    return classes, [number[name] for name in names]
+
+
+# The kinds are imported where they are opened: each builds on `Pictures` and needs libraries of its own.
+
+
+def _open(data_path: str, split: Split) -> Pictures:
+    if data_path == "demo":
+        from dino.runtime.demo_pictures import DemoPictures
+
+        return DemoPictures(split)
+    path = Path(data_path).expanduser()
+    if path.is_dir():
+        return _open_folder(path, split)
+    if path.is_file():
+        return _open_file(path)
+    if has_magic(data_path) or _BRACES.search(data_path):
+        return _open_pattern(str(path))
+
+    from dino.runtime.torchvision_sets import open_torchvision_set
+
+    return open_torchvision_set(data_path, split)
+
+
+def _open_folder(folder: Path, split: Split) -> Pictures:
+    from dino.runtime.picture_files import files_in, pictures_in
+
+    folder = _folder_of_split(folder, split)
+    pictures = pictures_in(folder)
+    if len(pictures):
+        return pictures
+    shards = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    if shards:
+        return _open_shards(shards)
+    seen = sum(1 for _ in files_in(folder))
+    raise UserError(f"no pictures in {folder}: {seen} files seen; {_what_is_read()}")
+
+
+def _folder_of_split(folder: Path, split: Split) -> Path:
+    visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    folders = {entry.name.lower(): entry for entry in visible if entry.is_dir()}
+    held_out = [folders[name] for name in _VAL_FOLDERS if name in folders]
+    train_is_a_class = not held_out and len(folders) > 1
+    if "train" not in folders or train_is_a_class or any(is_picture_name(entry.name) for entry in visible):
+        return folder
+    if split == "train":
+        return folders["train"]
+    if not held_out:
+        raise UserError(f"{folder} holds train/ but none of {', '.join(f'{name}/' for name in _VAL_FOLDERS)}")
+    return held_out[0]
+
+
+def _open_file(path: Path) -> Pictures:
+    from dino.runtime.picture_files import read_list
+
+    suffix = path.suffix.lower()
+    if suffix in (".txt", ".csv"):
+        return read_list(path)
+    if suffix == ".tar":
+        return _open_shards([path])
+    if suffix in _COMPRESSED:
+        raise UserError(
+            f"{path} is compressed, and pictures are read from any place in it: uncompress it first"
+        )
+    raise UserError(f"{path} is a file, but neither a list (.txt, .csv) nor a shard (.tar)")
+
+
+def _open_shards(shards: Sequence[Path]) -> Pictures:
+    from dino.runtime.tar_shards import TarPictures
+
+    pictures = TarPictures(shards)
+    if not len(pictures):
+        raise UserError(f"no pictures in {len(shards)} shards, {shards[0]} the first; {_what_is_read()}")
+    return pictures
+
+
+def _open_pattern(pattern: str) -> Pictures:
+    from dino.runtime.picture_files import PictureFiles
+
+    files: list[str] = []
+    for part in _expand_braces(pattern):
+        if has_magic(part):
+            files += sorted(glob(part, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        elif Path(part).exists():
+            files.append(part)
+        else:
+            raise UserError(f"{part}, which {pattern} stands for, does not exist")
+    shards = [Path(file) for file in files if file.lower().endswith(".tar")]
+    if shards:
+        return _open_shards(shards)
+    pictures = [file for file in files if is_picture_name(file)]
+    if not pictures:
+        raise UserError(f"no pictures match {pattern}: {len(files)} files do; {_what_is_read()}")
+    return PictureFiles(Path(), pictures)
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """`a{08..10}` to a08, a09, a10 and `a{b,c}` to ab, ac, as a shell does; several in one pattern too."""
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    first, last, words = braces.groups()
+    if words is not None:
+        choices = words.split(",")
+    else:
+        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    rest = _expand_braces(pattern[braces.end() :])
+    return [pattern[: braces.start()] + choice + tail for choice in choices for tail in rest]
+
+
+def _what_is_read() -> str:
+    others = len(suffixes()) - len(_COMMON_SUFFIXES)
+    return f"{', '.join(_COMMON_SUFFIXES)} and {others} other suffixes are read"

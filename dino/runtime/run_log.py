@@ -1,0 +1,151 @@
+"""What a run tells: a progress bar, one JSON line per epoch in `log.txt` as DINO writes it, TensorBoard."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dino.runtime.options import UserError
+
+NAME = "log.txt"
+
+# A file or a pipe gets a line now and then instead of a redrawn bar.
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `log.txt`, oldest first; a half-written last line is left out."""
+    rows: list[dict[str, Any]] = []
+    path = folder / NAME
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+class EpochMeans:
+    """Means of a step's measures over the steps of an epoch; the sums can be saved and taken up again."""
+
+    def __init__(self, sums: Mapping[str, float] | None = None) -> None:
+        self.sums = dict(sums or {"steps": 0.0, "skipped": 0.0})
+
+    def add(self, measures: Mapping[str, float]) -> None:
+        self.sums["steps"] += 1
+        for name, value in measures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def skip(self) -> None:
+        """Count a step that was not taken."""
+        self.sums["skipped"] += 1
+
+    @property
+    def skipped(self) -> int:
+        return int(self.sums["skipped"])
+
+    def means(self) -> dict[str, float | None]:
+        """None for a measure that was not a number."""
+        steps = self.sums["steps"]
+        sums = {name: value for name, value in self.sums.items() if name not in ("steps", "skipped")}
+        return {name: value / steps if math.isfinite(value) else None for name, value in sums.items()}
+
+
+class RunLog:
+    """Bar, log file and TensorBoard of the main process; the other processes stay silent.
+
+    Args:
+        folder: where `log.txt` lies; rows of `first_epoch` and later are dropped, since they are trained again.
+        steps: steps of the whole run.
+        first_step: step from which this process goes on.
+        pictures_per_step: over all processes, for the rate.
+        active: whether this is the main process.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        steps: int,
+        first_step: int,
+        first_epoch: int,
+        pictures_per_step: int,
+        active: bool,
+    ) -> None:
+        self.path = folder / NAME
+        self.pictures_per_step = pictures_per_step
+        self.rows: list[dict[str, Any]] = []
+        self.steps = steps
+        self.first_step = first_step
+        self._bar: Any = None  # from the first step on, so that it times steps alone
+        self._active = active
+        self._board = _tensorboard(folder) if active else None
+        if active:
+            self.rows = [row for row in read_log(folder) if row.get("epoch", -1) < first_epoch]
+            self._write_all()
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self._active:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def step(self, epoch: int, loss: float) -> None:
+        """One step is done."""
+        if self._bar is None:
+            self._bar = self._start_bar()
+        rate = self._bar.format_dict.get("rate")
+        self._bar.set_description_str(f"epoch {epoch}", refresh=False)
+        shown = {"loss": f"{loss:.4f}"}
+        if rate:
+            shown["pictures/s"] = f"{rate * self.pictures_per_step:.1f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Append one row; it holds `epoch`."""
+        if not self._active:
+            return
+        self.rows.append(dict(row))
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "epoch":
+                    self._board.add_scalar(name, value, row["epoch"])
+            self._board.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._board:
+            self._board.close()
+
+    def _start_bar(self) -> Any:
+        return tqdm(
+            total=self.steps,
+            initial=self.first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self._active,
+            mininterval=0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES,
+        )
+
+    def _write_all(self) -> None:
+        try:
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}") from error
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # the extra `tensorboard` is not installed
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))
