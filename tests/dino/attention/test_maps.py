@@ -1,0 +1,110 @@
+"""Maps for pictures of any size, against the backbone's own class attention on hand-made input."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from dino.attention.maps import attention_maps, patch_side, resize
+from dino.runtime.backbones import class_attention
+from dino.runtime.options import UserError
+from xcit import XCiT
+
+
+def tiny_xcit() -> XCiT:
+    torch.manual_seed(0)
+    return XCiT(patch_size=8, embed_dim=16, depth=1, num_heads=4, eta=1.0)
+
+
+def tiny_vit(**options: bool) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=12, depth=2, num_heads=3, num_classes=0, **options
+    )
+
+
+def pixels(rows: int, cols: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (rows, cols, 3), dtype=np.uint8)
+
+
+def as_network_input(image: np.ndarray) -> Tensor:
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normalized = (image / 255 - mean) / std
+    return torch.from_numpy(normalized.transpose(2, 0, 1).copy()).float()[None]
+
+
+@pytest.mark.parametrize("block", [-1, 0])
+def test_maps_are_the_class_attention_of_the_normalised_picture(block: int):
+    backbone, image = tiny_xcit().eval(), pixels(24, 40)
+    expected = class_attention(backbone, as_network_input(image), block=block)[0]
+    maps = attention_maps(backbone, Image.fromarray(image), block=block)
+    assert maps.dtype == np.float32 and maps.shape == (4, 3, 5)
+    np.testing.assert_allclose(maps, expected.detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [tiny_xcit, lambda: tiny_vit(dynamic_img_size=True)])
+@pytest.mark.parametrize("size", [(37, 61), (8, 8), (5, 3), (16, 50)])
+def test_the_grid_covers_the_whole_picture(make, size: tuple[int, int]):
+    backbone = make()
+    maps = attention_maps(backbone, pixels(*size))
+    assert maps.shape[1:] == (-(-size[0] // 8), -(-size[1] // 8)) and patch_side(backbone) == 8
+    assert np.isfinite(maps).all() and (maps.sum(axis=(1, 2)) <= 1 + 1e-5).all()
+
+
+def test_a_vits_last_patches_are_filled_with_the_pictures_edge():
+    backbone, image = tiny_vit(dynamic_img_size=True).eval(), pixels(37, 61)
+    filled = np.pad(image, ((0, 3), (0, 3), (0, 0)), mode="edge")
+    expected = class_attention(backbone, as_network_input(filled))[0].detach().numpy()
+    np.testing.assert_allclose(attention_maps(backbone, image), expected, atol=1e-6)
+
+
+def test_the_backbone_is_left_as_it_was_found():
+    backbone = tiny_xcit().train()
+    backbone.norm.eval()
+    state = {name: value.clone() for name, value in backbone.state_dict().items()}
+    image = pixels(24, 40)
+    maps = attention_maps(backbone, image)
+    assert backbone.training and not backbone.norm.training
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    np.testing.assert_array_equal(maps, attention_maps(backbone.eval(), image))
+    backbone.train()(as_network_input(image).repeat(2, 1, 1, 1)).sum().backward()
+
+
+def test_bfloat16_gives_nearly_the_same_maps_in_float32():
+    backbone, image = tiny_xcit(), pixels(32, 32)
+    half = attention_maps(backbone, image, precision="bf16")
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, attention_maps(backbone, image), rtol=0.1)
+
+
+def test_image_size_is_the_short_side_or_rows_and_columns():
+    image = Image.fromarray(pixels(20, 30))
+    assert resize(image, None).shape == (20, 30, 3)
+    assert resize(np.asarray(image), 40).shape == (40, 60, 3)
+    expected = np.asarray(image.resize((17, 9), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(resize(image, (9, 17)), expected)
+    assert attention_maps(tiny_xcit(), image, image_size=(9, 17)).shape == (4, 2, 3)
+
+
+class NoAttention(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+def test_a_model_without_class_attention_is_refused():
+    with pytest.raises(UserError, match="NoAttention has no class attention to draw; XCiT and vision"):
+        attention_maps(NoAttention(), pixels(16, 16))
+    with pytest.raises(UserError, match="ResNet has no class attention"):
+        patch_side(timm.create_model("resnet18", num_classes=0))
+
+
+def test_a_vit_of_one_size_says_which():
+    with pytest.raises(
+        UserError, match="takes pictures of 32 x 32 pixels only, got 40 x 32; add --image_size 32 32"
+    ):
+        attention_maps(tiny_vit(), pixels(40, 32))
+    assert attention_maps(tiny_vit(), pixels(32, 32)).shape == (3, 4, 4)
