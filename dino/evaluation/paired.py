@@ -1,0 +1,21 @@
+"""Is one network better than another on the same pictures by more than chance?"""
+
+import numpy as np
+import scipy.stats
+
+
+def paired_difference(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[float, float]:
+    """Accuracy of a minus that of b in percentage points, and the two-sided p-value of McNemar's exact test.
+
+    Only the pictures that one of them gets right and the other wrong tell a from b; by chance each falls on
+    either side with probability 1/2.
+
+    Args:
+        correct_a, correct_b: (n,) bool, for the same pictures in the same order.
+    """
+    if correct_a.shape != correct_b.shape or not len(correct_a):
+        raise ValueError(f"both must be for the same pictures, got {correct_a.shape} and {correct_b.shape}")
+    only_a = int((correct_a & ~correct_b).sum())
+    only_b = int((correct_b & ~correct_a).sum())
+    p_value = scipy.stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return 100 * (only_a - only_b) / len(correct_a), float(p_value)

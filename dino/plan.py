@@ -1,0 +1,129 @@
+"""What the options ask for: the length of the run, its rates by step, its networks; the impossible is refused."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from dino import schedules
+from dino.distillation import Rates, SelfDistillation, teacher_of
+from dino.head import DinoHead
+from dino.network import MultiCropNetwork
+from dino.runtime import distributed
+from dino.runtime.backbones import create_backbone
+from dino.runtime.options import UserError
+from dino.train import TrainOptions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The length of the run and its rates by step."""
+
+    steps_per_epoch: int
+    steps: int
+    lr: schedules.Schedule
+    weight_decay: schedules.Schedule
+    momentum: schedules.Schedule
+    teacher_temperature: schedules.Schedule
+    held_steps: int
+
+    def rates(self, step: int) -> Rates:
+        return Rates(
+            float(self.lr[step]),
+            float(self.weight_decay[step]),
+            float(self.momentum[step]),
+            float(self.teacher_temperature[step]),
+            step < self.held_steps,
+        )
+
+
+def create_plan(options: TrainOptions, count: int, global_batch: int) -> Plan:
+    steps_per_epoch = count // global_batch
+    if not steps_per_epoch:
+        raise UserError(
+            f"an epoch has no step: {count} pictures do not fill one batch of {global_batch}; "
+            f"lower --batch_size_per_gpu to {max(count // distributed.world_size(), 1)} or less"
+        )
+    steps = options.epochs * steps_per_epoch
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        lr=schedules.cosine(
+            options.lr * global_batch / 256,
+            options.min_lr,
+            steps,
+            warmup_steps=options.warmup_epochs * steps_per_epoch,
+        ),
+        weight_decay=schedules.cosine(options.weight_decay, options.weight_decay_end, steps),
+        momentum=schedules.cosine(options.momentum_teacher, 1.0, steps),
+        teacher_temperature=schedules.teacher_temperature(
+            options.warmup_teacher_temp,
+            options.teacher_temp,
+            warmup_epochs=options.warmup_teacher_temp_epochs,
+            epochs=options.epochs,
+            steps_per_epoch=steps_per_epoch,
+        ),
+        held_steps=options.freeze_last_layer * steps_per_epoch,
+    )
+
+
+def check_options(options: TrainOptions) -> None:
+    """Refuse what cannot work before anything is opened or written."""
+    for name in ("out_dim", "epochs", "batch_size_per_gpu", "global_crops_size", "local_crops_size"):
+        _require(options, name, getattr(options, name) >= 1, "must be 1 or more")
+    for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
+        fits = 0 <= getattr(options, name) <= options.epochs
+        _require(options, name, fits, f"must lie between 0 and --epochs ({options.epochs})")
+    for name in ("global_crops_scale", "local_crops_scale"):
+        least, most = getattr(options, name)
+        _require(options, name, 0 < least <= most <= 1, "must be two rising numbers in (0, 1]")
+    for name in ("teacher_temp", "warmup_teacher_temp"):
+        _require(options, name, getattr(options, name) > 0, "must be above 0")
+    for name in ("local_crops_number", "num_workers", "clip_grad", "koleo_weight", "freeze_last_layer"):
+        _require(options, name, getattr(options, name) >= 0, "must be 0 or more")
+    _require(options, "momentum_teacher", 0 <= options.momentum_teacher <= 1, "must lie in [0, 1]")
+    _require(options, "drop_path_rate", 0 <= options.drop_path_rate < 1, "must lie in [0, 1)")
+
+
+def _require(options: TrainOptions, name: str, holds: bool, rule: str) -> None:
+    if not holds:
+        raise UserError(f"--{name} {rule}, got {getattr(options, name)}")
+
+
+def create_distillation(options: TrainOptions, device: torch.device, precision: str) -> SelfDistillation:
+    """Student and teacher with equal random weights, on their device."""
+    torch.manual_seed(options.seed)
+    student = _create_network(options, options.drop_path_rate)
+    teacher = _create_network(options, drop_path_rate=0.0)
+    teacher_of(student, teacher)
+    if device.type == "cuda" and distributed.world_size() > 1:
+        # As in the original. CPU processes keep their own batch statistics: torch synchronises on GPUs only.
+        for network in (student, teacher):
+            network.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(network.backbone)
+            network.head = nn.SyncBatchNorm.convert_sync_batchnorm(network.head)
+    if options.grad_checkpointing:
+        cast(Any, student.backbone).set_grad_checkpointing()
+    return SelfDistillation(
+        student.to(device),
+        teacher.to(device),
+        num_prototypes=options.out_dim,
+        optimizer=options.optimizer,
+        clip_grad=options.clip_grad,
+        centering=options.centering,
+        koleo_weight=options.koleo_weight,
+        precision=precision,
+    )
+
+
+def _create_network(options: TrainOptions, drop_path_rate: float) -> MultiCropNetwork:
+    backbone = create_backbone(options.arch, options.patch_size, drop_path_rate)
+    head = DinoHead(
+        cast(int, backbone.num_features),
+        options.out_dim,
+        use_bn=options.use_bn_in_head,
+        norm_last_layer=options.norm_last_layer,
+        hidden_dim=options.head_hidden_dim,
+        bottleneck_dim=options.bottleneck_dim,
+    )
+    return MultiCropNetwork(backbone, head)
