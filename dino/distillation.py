@@ -80,6 +80,8 @@ class SelfDistillation:
         koleo_weight: float = 0.0,
         precision: str = "fp32",
     ) -> None:
+        shared = {t.data_ptr() for t in student.parameters()} & {t.data_ptr() for t in teacher.parameters()}
+        assert not shared, "student and teacher share weights: the teacher would not lag behind"
         self.student = student
         self.teacher = teacher.requires_grad_(False)
         self.device = next(student.parameters()).device
@@ -94,8 +96,6 @@ class SelfDistillation:
         self._trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self._statistics = [buffer for network in (student, teacher) for buffer in network.buffers()]
         self._parallel_student = _in_parallel(student)
-        shared = {t.data_ptr() for t in student.parameters()} & {t.data_ptr() for t in teacher.parameters()}
-        assert not shared, "student and teacher share weights: the teacher would not lag behind"
 
     def step(self, views: Sequence[Tensor], rates: Rates) -> StepResult:
         """Algorithm 1 for one batch of views (B, 3, H, W), the two global ones first."""
@@ -154,9 +154,8 @@ class SelfDistillation:
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norms = gradient_norms(self._trained)
-        # In fp16 gradients overflow now and then: the scaler skips such a step and lowers its scale.
-        if not math.isfinite(mean_loss) or not (self.scaler.is_enabled() or norms.isfinite().all()):
-            self.scaler.update()
+        if not math.isfinite(mean_loss) or not norms.isfinite().all():
+            self.scaler.update()  # in fp16 gradients overflow now and then: the next step has a lower scale
             return False
         if self.clip_grad:
             clip_gradients(self._trained, norms, self.clip_grad)

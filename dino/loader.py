@@ -62,7 +62,7 @@ class EpochOrder(Sampler[list[Key]]):
         self.seed = seed
 
     def __len__(self) -> int:
-        return self.steps - self.first_step
+        return max(self.steps - self.first_step, 0)
 
     def __iter__(self) -> Iterator[list[Key]]:
         global_batch = self.batch_size * self.world_size
@@ -113,9 +113,10 @@ class ViewsOfPictures(Dataset[Batch]):
             except BrokenImageError as error:
                 broken.append((error.name, error.reason))
                 continue
-            # Without workers this runs in the training process, whose generator must not notice.
+            # Without workers this runs in the training process, whose generators must not notice. A stand-in
+            # takes the seed of its place: with its own it would equal its other appearance in the epoch.
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(mixed_seed(self.seed, epoch, index))
+                torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, first))
                 return Batch(self.transform(picture), broken)
         return Batch([], broken)
 
@@ -144,6 +145,7 @@ def create_loader(
         collate_fn=_stack,
         pin_memory=pin_memory,
         worker_init_fn=_use_one_thread,
+        generator=torch.Generator(),  # its own, or starting the loader would draw from the run's
     )
 
 

@@ -4,12 +4,17 @@ All randomness comes from torch's global generator, so that a seed per picture f
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from PIL import Image, ImageFilter
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision import transforms
+
+Jitter: TypeAlias = tuple[float, float, float, float]  # brightness, contrast, saturation, hue
+PAPER_JITTER: Jitter = (0.4, 0.4, 0.2, 0.1)
 
 _SOLARIZE_THRESHOLD = 128
 
@@ -37,23 +42,20 @@ class View:
         scale: share of the picture's area that the crop takes, (least, most).
         blur: probability of Gaussian blur.
         solarize: probability of inverting the bright pixels.
-        jitter: strength of the colour jitter, 1 as in the paper, 0 for none.
+        jitter: strength of the change of brightness, contrast, saturation and hue.
+        grayscale: probability of losing all colour.
     """
 
     size: int
     scale: tuple[float, float]
     blur: float
     solarize: float
-    jitter: float = 1.0
+    jitter: Jitter = PAPER_JITTER
+    grayscale: float = 0.2
 
     def transform(self) -> transforms.Compose:
         """A callable from an RGB picture to a normalised float32 tensor (3, size, size)."""
-        colour = transforms.ColorJitter(
-            brightness=0.4 * self.jitter,
-            contrast=0.4 * self.jitter,
-            saturation=0.2 * self.jitter,
-            hue=0.1 * self.jitter,
-        )
+        colour = transforms.ColorJitter(*self.jitter)
         return transforms.Compose(
             [
                 transforms.RandomResizedCrop(
@@ -61,7 +63,7 @@ class View:
                 ),
                 transforms.RandomHorizontalFlip(),
                 transforms.RandomApply([colour], p=0.8),
-                transforms.RandomGrayscale(p=0.2),
+                transforms.RandomGrayscale(self.grayscale),
                 GaussianBlur(self.blur),
                 transforms.RandomSolarize(_SOLARIZE_THRESHOLD, p=self.solarize),
                 transforms.ToTensor(),
@@ -77,7 +79,8 @@ class MultiCrop:
         global_size, local_size: side of the crops in pixels.
         global_scale, local_scale: share of the picture's area, (least, most).
         local_number: local views; 0 leaves the two global ones.
-        jitter: strength of the colour jitter, 1 as in the paper.
+        jitter: strength of the change of brightness, contrast, saturation and hue.
+        grayscale: probability of losing all colour.
         blur: scales the probability of blur, 1 as in the paper, 0 for none: small crops suffer from it.
     """
 
@@ -89,12 +92,14 @@ class MultiCrop:
         global_scale: tuple[float, float],
         local_scale: tuple[float, float],
         local_number: int,
-        jitter: float = 1.0,
+        jitter: Jitter = PAPER_JITTER,
+        grayscale: float = 0.2,
         blur: float = 1.0,
     ) -> None:
-        first = View(global_size, global_scale, blur=1.0 * blur, solarize=0.0, jitter=jitter)
-        second = View(global_size, global_scale, blur=0.1 * blur, solarize=0.2, jitter=jitter)
-        local = View(local_size, local_scale, blur=0.5 * blur, solarize=0.0, jitter=jitter)
+        of_picture = partial(View, jitter=jitter, grayscale=grayscale)
+        first = of_picture(global_size, global_scale, blur=1.0 * blur, solarize=0.0)
+        second = of_picture(global_size, global_scale, blur=0.1 * blur, solarize=0.2)
+        local = of_picture(local_size, local_scale, blur=0.5 * blur, solarize=0.0)
         self.views = [first, second, *[local] * local_number]
         self._transforms = [view.transform() for view in self.views]
 

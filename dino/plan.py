@@ -11,9 +11,18 @@ from dino.distillation import Rates, SelfDistillation, teacher_of
 from dino.head import DinoHead
 from dino.network import MultiCropNetwork
 from dino.runtime import distributed
-from dino.runtime.backbones import create_backbone
+from dino.runtime.backbones import check_side, create_backbone, feature_width
 from dino.runtime.options import UserError
 from dino.train import TrainOptions
+
+_COUNTS = (
+    *("out_dim", "head_hidden_dim", "bottleneck_dim", "patch_size", "epochs", "batch_size_per_gpu"),
+    *("global_crops_size", "local_crops_size", "knn_max_pictures"),
+)
+_NOT_NEGATIVE = (
+    *("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "freeze_last_layer", "koleo_weight"),
+    *("local_crops_number", "blur", "num_workers", "seed", "eval_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def create_plan(options: TrainOptions, count: int, global_batch: int) -> Plan:
 
 def check_options(options: TrainOptions) -> None:
     """Refuse what cannot work before anything is opened or written."""
-    for name in ("out_dim", "epochs", "batch_size_per_gpu", "global_crops_size", "local_crops_size"):
+    for name in _COUNTS:
         _require(options, name, getattr(options, name) >= 1, "must be 1 or more")
     for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
         fits = 0 <= getattr(options, name) <= options.epochs
@@ -80,15 +89,20 @@ def check_options(options: TrainOptions) -> None:
         _require(options, name, 0 < least <= most <= 1, "must be two rising numbers in (0, 1]")
     for name in ("teacher_temp", "warmup_teacher_temp"):
         _require(options, name, getattr(options, name) > 0, "must be above 0")
-    for name in ("local_crops_number", "num_workers", "clip_grad", "koleo_weight", "freeze_last_layer"):
+    for name in _NOT_NEGATIVE:
         _require(options, name, getattr(options, name) >= 0, "must be 0 or more")
-    _require(options, "momentum_teacher", 0 <= options.momentum_teacher <= 1, "must lie in [0, 1]")
+    for name in ("momentum_teacher", "grayscale"):
+        _require(options, name, 0 <= getattr(options, name) <= 1, "must lie in [0, 1]")
     _require(options, "drop_path_rate", 0 <= options.drop_path_rate < 1, "must lie in [0, 1)")
+    jitter_fits = min(options.color_jitter) >= 0 and options.color_jitter[-1] <= 0.5
+    _require(options, "color_jitter", jitter_fits, "must be four numbers from 0 up, the last at most 0.5")
 
 
 def _require(options: TrainOptions, name: str, holds: bool, rule: str) -> None:
     if not holds:
-        raise UserError(f"--{name} {rule}, got {getattr(options, name)}")
+        value = getattr(options, name)
+        written = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise UserError(f"--{name} {rule}, got {written}")
 
 
 def create_distillation(options: TrainOptions, device: torch.device, precision: str) -> SelfDistillation:
@@ -103,7 +117,10 @@ def create_distillation(options: TrainOptions, device: torch.device, precision: 
             network.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(network.backbone)
             network.head = nn.SyncBatchNorm.convert_sync_batchnorm(network.head)
     if options.grad_checkpointing:
-        cast(Any, student.backbone).set_grad_checkpointing()
+        try:
+            cast(Any, student.backbone).set_grad_checkpointing()
+        except (AttributeError, AssertionError):  # timm asserts
+            raise UserError(f"--grad_checkpointing true: {options.arch} cannot do that") from None
     return SelfDistillation(
         student.to(device),
         teacher.to(device),
@@ -118,8 +135,11 @@ def create_distillation(options: TrainOptions, device: torch.device, precision: 
 
 def _create_network(options: TrainOptions, drop_path_rate: float) -> MultiCropNetwork:
     backbone = create_backbone(options.arch, options.patch_size, drop_path_rate)
+    check_side(backbone, options.global_crops_size, "--global_crops_size")
+    if options.local_crops_number:
+        check_side(backbone, options.local_crops_size, "--local_crops_size")
     head = DinoHead(
-        cast(int, backbone.num_features),
+        feature_width(backbone),
         options.out_dim,
         use_bn=options.use_bn_in_head,
         norm_last_layer=options.norm_last_layer,

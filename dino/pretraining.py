@@ -6,16 +6,17 @@
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dino.collapse import CollapseWatch
-from dino.distillation import Rates, first_nonfinite_module, teacher_of
+from dino.distillation import Rates, StepResult, first_nonfinite_module, teacher_of
 from dino.loader import Batch, BrokenPictures, EpochOrder, create_loader, mixed_seed
-from dino.memory import step_memory
-from dino.monitor import NEIGHBOURS, Monitor, open_parts
+from dino.monitor import Monitor, open_parts
 from dino.multicrop import MultiCrop
 from dino.plan import check_options, create_distillation, create_plan
 from dino.runtime import checkpoint, distributed
@@ -23,28 +24,34 @@ from dino.runtime.backbones import load_backbone_weights
 from dino.runtime.options import RunStopped, UserError
 from dino.runtime.pictures import open_pictures
 from dino.runtime.run_log import EpochMeans, RunLog
-from dino.train import TrainOptions, preset_text
+from dino.summary import closing_lines, opening_lines
+from dino.train import TrainOptions
 
 _NONFINITE_STEPS_ALLOWED = 10
 # Even a crop of 5 % of a picture with this many times the global view's side is larger than a local view.
 _ENOUGH_FOR_CROPS = 4
 # Steps in a row that must look collapsed before it is called so.
 _COLLAPSE_PATIENCE = 50
+# A run that continues may be given other values of these without being asked why.
+_OF_THE_MACHINE = {"data_path", "output_dir", "num_workers", "dist_url", "local_rank", "device", "preset"}
 
 
 def pretrain(options: TrainOptions) -> None:
     """Run or continue a pre-training.
 
     Raises:
-        UserError: options, pictures or files that do not fit; nothing on disk is changed.
+        UserError: options, pictures or files that do not fit; no file of an earlier run is changed.
         RunStopped: the run ended early for a stated reason, after saving.
     """
-    check_options(options)
     device = distributed.pick_device(options.device, options.local_rank)
-    folder = _writable_folder(Path(options.output_dir))
     distributed.start(device, dist_url=options.dist_url)
     try:
-        Pretraining(options, folder, device).run()
+        Pretraining(options, device).run()
+    except (UserError, RunStopped) as reason:
+        if distributed.is_main():
+            raise
+        # All processes share what is raised here, and one says it.
+        raise SystemExit(2 if isinstance(reason, UserError) else 1) from None
     finally:
         distributed.stop()
 
@@ -52,43 +59,41 @@ def pretrain(options: TrainOptions) -> None:
 class Pretraining:
     """One run in one folder."""
 
-    def __init__(self, options: TrainOptions, folder: Path, device: torch.device) -> None:
+    def __init__(self, options: TrainOptions, device: torch.device) -> None:
         self.options = options
-        self.folder = folder
         self.device = device
-        self.precision = distributed.pick_precision(
-            options.precision if options.precision != "auto" or options.use_fp16 else "fp32", device
-        )
+        self.folder = Path(options.output_dir)
+        with distributed.together():
+            check_options(options)
+            _make_writable(self.folder)
+        full_precision = options.precision == "auto" and not options.use_fp16
+        self.precision = distributed.pick_precision("fp32" if full_precision else options.precision, device)
         self.workers = distributed.share_cores(device, options.num_workers)
-        self.pictures = open_pictures(options.data_path)
         self.global_batch = options.batch_size_per_gpu * distributed.world_size()
-        self.plan = create_plan(options, len(self.pictures), self.global_batch)
-        self.crop = MultiCrop(
-            global_size=options.global_crops_size,
-            local_size=options.local_crops_size,
-            global_scale=options.global_crops_scale,
-            local_scale=options.local_crops_scale,
-            local_number=options.local_crops_number,
-            jitter=options.color_jitter,
-            blur=options.blur,
-        )
         self.distillation = create_distillation(options, device, self.precision)
-        self.broken = BrokenPictures(options.max_broken)
         self.progress = checkpoint.Progress(epoch=0)
-        self.notes = self._resume_or_start()
-        self.knn_before: float | None = None
+        with distributed.together():
+            self.pictures = open_pictures(options.data_path)
+            self.plan = create_plan(options, len(self.pictures), self.global_batch)
+            self.monitor = self._create_monitor()
+            self.notes = self._resume_or_start()
+        self.first_step = self._agreed_first_step()
+        self.totals = EpochMeans(self.progress.totals)
+        self.broken = BrokenPictures(options.max_broken)
         self.watch = CollapseWatch(
             options.out_dim,
             patience_steps=_COLLAPSE_PATIENCE,
-            ignore_steps=max(self.plan.held_steps, options.warmup_epochs * self.plan.steps_per_epoch),
+            ignore_steps=max(self.plan.unsettled_steps - self.first_step, 0),
         )
-
-    @property
-    def first_step(self) -> int:
-        return self.progress.epoch * self.plan.steps_per_epoch + self.progress.samples // self.global_batch
+        self.collapses: set[str] = set()
+        self.nonfinite_in_a_row = 0
+        self.saved_at = time.monotonic()
 
     def run(self) -> None:
         """From where the run stands to its end."""
+        opening = opening_lines(
+            self.options, self.pictures, self.plan, self.distillation.student, self.device, self.precision
+        )
         self.log = RunLog(
             self.folder,
             steps=self.plan.steps,
@@ -98,53 +103,34 @@ class Pretraining:
             active=distributed.is_main(),
         )
         try:
-            for line in [*self._summary(), *self.notes]:
+            for line in [*opening, *self.notes]:
                 self.log.say(line)
-            self.monitor = self._create_monitor()
-            if self.first_step == 0 and self.options.knn_freq > 0:
-                self.knn_before = self._look(0).get("knn")
-            self._train()
+            if self._step_in_epoch() == self.plan.steps_per_epoch:
+                self._end_epoch()  # what was left to do when the run was killed
+            if self.first_step < self.plan.steps:
+                self.knn_before = self._knn_before()
+                self._train()
+            else:
+                self.log.say("nothing to train: all epochs are done; a larger --epochs continues")
         finally:
             self.log.close()
         if distributed.is_main():
-            print(*self._closing_lines(), sep="\n")
+            print(*closing_lines(self.folder, self.log.rows), sep="\n")
 
     def _train(self) -> None:
-        totals = EpochMeans(self.progress.totals)
-        saved_at = time.monotonic()
-        nonfinite_in_a_row = 0
         for step, batch in self._batches():
             rates = self.plan.rates(step)
             views = [view.to(self.device, non_blocking=True) for view in batch.views]
             # The state of the generator is a function of the step: nothing of it needs to be saved.
             torch.manual_seed(mixed_seed(self.options.seed, step, distributed.rank()))
             result = self.distillation.step(views, rates)
-
-            epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
-            self.log.step(epoch, result.measures["loss"])
-            if result.finite:
-                nonfinite_in_a_row = 0
-                totals.add(result.measures)
-                self._watch_for_collapse(result.measures)
-            else:
-                nonfinite_in_a_row += 1
-                self.log.say(f"step {step}: loss or gradients are not finite; the step is skipped")
-                totals.skip()
-            self.progress = dataclasses.replace(
-                self.progress,
-                epoch=epoch,
-                samples=(step_in_epoch + 1) * self.global_batch,
-                totals=totals.sums,
-            )
-            if nonfinite_in_a_row >= _NONFINITE_STEPS_ALLOWED:
+            self._take_note(step, result)
+            if self.nonfinite_in_a_row >= _NONFINITE_STEPS_ALLOWED:
                 self._stop_nonfinite(step, rates, views)
-            if step_in_epoch + 1 == self.plan.steps_per_epoch:
-                self._end_epoch(epoch, rates, totals)
-                totals = EpochMeans()
-                saved_at = time.monotonic()
-            elif self._is_due(saved_at):
+            if self._step_in_epoch() == self.plan.steps_per_epoch:
+                self._end_epoch()
+            elif self._is_due():
                 self._save()
-                saved_at = time.monotonic()
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         order = EpochOrder(
@@ -156,195 +142,85 @@ class Pretraining:
             world_size=distributed.world_size(),
             seed=self.options.seed,
         )
+        crop = MultiCrop(
+            global_size=self.options.global_crops_size,
+            local_size=self.options.local_crops_size,
+            global_scale=self.options.global_crops_scale,
+            local_scale=self.options.local_crops_scale,
+            local_number=self.options.local_crops_number,
+            jitter=self.options.color_jitter,
+            blur=self.options.blur,
+        )
         loader = create_loader(
             self.pictures,
-            self.crop,
+            crop,
             order,
             enough=_ENOUGH_FOR_CROPS * self.options.global_crops_size,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
         for step, batch in enumerate(loader, start=self.first_step):
-            for line in self.broken.add(batch.broken):
+            # Every process counts what all have found, so that all stop at the same step.
+            for line in self.broken.add(distributed.gather(batch.broken)):
                 self.log.say(line)
-            self.broken.check()
-            if not batch.views:
-                raise UserError(f"no readable picture is left for step {step}: see the list above")
+            self._check_readable(step, batch)
             yield step, batch
 
-    def _end_epoch(self, epoch: int, rates: Rates, totals: "EpochMeans") -> None:
-        self.progress = checkpoint.Progress(epoch=epoch + 1, best_knn=self.progress.best_knn)
-        means = totals.means()
-        row = {
+    def _check_readable(self, step: int, batch: Batch) -> None:
+        try:
+            self.broken.check()
+            if distributed.gather([] if batch.views else [step]):
+                raise UserError(f"no readable picture is left for step {step}: see the list above")
+        except UserError:
+            if step > self.first_step:
+                self._save()
+            raise
+
+    def _take_note(self, step: int, result: StepResult) -> None:
+        epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
+        self.log.step(epoch, result.measures["loss"])
+        if result.finite:
+            self.nonfinite_in_a_row = 0
+            self.totals.add(result.measures)
+        else:
+            self.nonfinite_in_a_row += 1
+            self.totals.skip()
+            self.log.say(f"step {step}: loss or gradients are not finite; the step is skipped")
+        samples = (step_in_epoch + 1) * self.global_batch
+        self.progress = dataclasses.replace(
+            self.progress, epoch=epoch, samples=samples, totals=self.totals.sums
+        )
+        if result.finite:
+            self._watch_for_collapse(result.measures)
+
+    def _end_epoch(self) -> None:
+        epoch = self.progress.epoch
+        looks = self._looks_after(epoch + 1)
+        if looks:
+            self._save()  # looking takes a while, and the epoch is worth more than a look
+        steps = slice(epoch * self.plan.steps_per_epoch, (epoch + 1) * self.plan.steps_per_epoch)
+        means = self.totals.means()
+        row: dict[str, Any] = {
             "epoch": epoch,
             "train_loss": means.pop("loss", None),
-            "train_lr": rates.lr,
-            "train_wd": rates.weight_decay,
+            "train_lr": float(self.plan.lr[steps].mean()),
+            "train_wd": float(self.plan.weight_decay[steps].mean()),
             **means,
-            "teacher_temperature": rates.teacher_temperature,
-            "momentum": rates.momentum,
-            "skipped_steps": totals.skipped,
+            "teacher_temperature": float(self.plan.teacher_temperature[steps].mean()),
+            "momentum": float(self.plan.momentum[steps].mean()),
+            "skipped_steps": self.totals.skipped,
         }
-        found = self._look(epoch + 1) if self._should_look(epoch + 1) else {}
-        best = found.get("knn", -1.0) > self.progress.best_knn
-        if best:
-            self.progress = dataclasses.replace(self.progress, best_knn=found["knn"])
-        self.log.epoch(row | found)
+        if looks:
+            row |= self._look(epoch + 1)
+        best_knn = max(self.progress.best_knn, row.get("knn", -1.0))
+        is_best = best_knn > self.progress.best_knn
+        self.progress = checkpoint.Progress(epoch=epoch + 1, best_knn=best_knn)
+        self.totals = EpochMeans()
+        self.log.epoch(row)
         if self.monitor:
             self.monitor.draw_curves(self.log.rows)
         self._save()
-        if best:
+        if is_best:
             self._save("best_knn.pth")
         if self.options.saveckp_freq > 0 and epoch % self.options.saveckp_freq == 0:
             self._save(f"checkpoint{epoch:04}.pth")
-
-    def _should_look(self, epochs_done: int) -> bool:
-        last = epochs_done == self.options.epochs
-        return self.options.knn_freq > 0 and (last or epochs_done % self.options.knn_freq == 0)
-
-    def _look(self, epochs_done: int) -> dict[str, float]:
-        """k-NN and attention of the teacher, whose features are the better ones (DINO, section 5.2)."""
-        if not self.monitor:
-            return {}
-        return self.monitor.look(self.distillation.teacher.backbone, epoch=epochs_done)
-
-    def _create_monitor(self) -> Monitor | None:
-        if not distributed.is_main():
-            return None
-        options = self.options
-        train, test = open_parts(options.knn_data or options.data_path)
-        return Monitor(
-            self.folder,
-            train,
-            test,
-            max_pictures=options.knn_max_pictures,
-            size=options.eval_size or options.global_crops_size,
-            device=self.device,
-            precision=self.precision,
-            num_workers=self.workers,
-            say=self.log.say,
-        )
-
-    def _watch_for_collapse(self, measures: dict[str, float]) -> None:
-        said = self.watch.verdict()
-        self.watch.update(measures)
-        verdict = self.watch.verdict()
-        if verdict and not said:
-            self.log.say(f"COLLAPSE: {verdict}")
-            if self.options.on_collapse == "stop":
-                self._save()
-                raise RunStopped(f"stopped by --on_collapse stop: {verdict}")
-
-    def _stop_nonfinite(self, step: int, rates: Rates, views: list[torch.Tensor]) -> None:
-        self._save()
-        module = first_nonfinite_module(self.distillation.student, views)
-        where = (
-            f"the first module with a non-finite output is {module}" if module else "all modules' are finite"
-        )
-        raise RunStopped(
-            f"{_NONFINITE_STEPS_ALLOWED} steps in a row were not finite, the last is step {step} (learning rate "
-            f"{rates.lr:.2e}, weight decay {rates.weight_decay:.2e}, teacher temperature "
-            f"{rates.teacher_temperature:.3f}); {where}; the weights before them are saved in {self.folder}. "
-            "Lower --lr, or try --precision fp32"
-        )
-
-    def _closing_lines(self) -> list[str]:
-        """What came out, and where to look."""
-        measured = [row["knn"] for row in self.log.rows if "knn" in row]
-        lines = []
-        if measured and self.knn_before is not None:
-            lines.append(
-                f"{NEIGHBOURS}-NN accuracy: {self.knn_before:.1f} % before, {measured[-1]:.1f} % after"
-            )
-        found = [name for name in ("curves.png", "attention", "log.txt") if (self.folder / name).exists()]
-        lines.append(f"checkpoint, {', '.join(found)} are in {self.folder.resolve()}")
-        return lines
-
-    def _is_due(self, saved_at: float) -> bool:
-        minutes = self.options.save_every_minutes
-        return minutes > 0 and time.monotonic() - saved_at >= 60 * minutes
-
-    def _save(self, name: str = checkpoint.NAME) -> None:
-        if not distributed.is_main():
-            return
-        content = checkpoint.pack(
-            self.distillation.student,
-            self.distillation.teacher,
-            self.distillation.optimizer,
-            self.distillation.center.center,
-            progress=self.progress,
-            args=dataclasses.asdict(self.options),
-        )
-        if name == checkpoint.NAME:
-            checkpoint.save_latest(content, self.folder)
-        else:
-            checkpoint.save_atomically(content, self.folder / name)
-
-    def _resume_or_start(self) -> list[str]:
-        """Continue the folder's run, or start from `--init_from`, or from random weights; returns what was done."""
-        content, note = checkpoint.load_latest(self.folder)
-        parts = self.distillation
-        if content is not None:
-            stored = content.get("args") or {}
-            stored = stored if isinstance(stored, dict) else vars(stored)
-            for name in ("arch", "optimizer"):
-                ours = getattr(self.options, name)
-                if stored.get(name, ours) != ours:
-                    raise UserError(
-                        f"{self.folder} holds a run with --{name} {stored[name]}, this one has --{name} {ours}: "
-                        "give the same, or another --output_dir"
-                    )
-            self.progress = checkpoint.unpack(
-                content, parts.student, parts.teacher, parts.optimizer, parts.center.center
-            )
-            place = f"epoch {self.progress.epoch}, picture {self.progress.samples} of it"
-            return [line for line in (note, f"resumed from {self.folder} at {place}") if line]
-        if self.options.init_from:
-            report = load_backbone_weights(
-                parts.student.backbone,
-                self.options.init_from,
-                key=self.options.init_key,
-                allow_partial=self.options.allow_partial,
-            )
-            teacher_of(parts.student, parts.teacher)
-            return [f"backbone: {report}"]
-        return []
-
-    def _summary(self) -> list[str]:
-        """What the run understood, in a few lines."""
-        options, plan = self.options, self.plan
-        classes = (
-            f" in {len(self.pictures.classes)} classes" if self.pictures.labels is not None else ", no labels"
-        )
-        sizes = [view.size for view in self.crop.views]
-        needed = step_memory(
-            self.distillation.student,
-            sizes,
-            options.batch_size_per_gpu,
-            low_precision=self.precision != "fp32",
-        )
-        parameters = sum(parameter.numel() for parameter in self.distillation.student.backbone.parameters())
-        lines = [
-            f"pictures:  {len(self.pictures):,}{classes}, from {options.data_path}",
-            f"backbone:  {options.arch}, {parameters / 1e6:.1f} M parameters, {options.out_dim} prototypes",
-            f"views:     2 x {options.global_crops_size} px, {options.local_crops_number} x "
-            f"{options.local_crops_size} px",
-            f"steps:     {plan.steps_per_epoch:,} per epoch of {self.global_batch} pictures "
-            f"({distributed.world_size()} process(es) x {options.batch_size_per_gpu}), {plan.steps:,} in all",
-            f"rates:     learning rate {options.lr:g} x {self.global_batch} / 256 = {plan.lr.max():.3g} at its peak",
-            f"computing: {self.device}, {self.precision}, about {needed / 2**30:.2f} GiB per process for a step",
-            f"output:    {self.folder.resolve()}",
-        ]
-        if options.preset != "paper":
-            lines.insert(0, f"preset:    {options.preset}: {preset_text(options.preset)}")
-        return lines
-
-
-def _writable_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write into --output_dir {folder}: {error.strerror}") from error
-    return folder

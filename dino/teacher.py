@@ -45,23 +45,25 @@ def sinkhorn_knopp(logits_TBK: Tensor, temperature: float) -> Tensor:
     Returns:
         Float32 (T, B, K): every image's probabilities sum to 1, every prototype's to about T * B / K.
     """
-    views, images, prototypes = logits_TBK.shape
-    scores = logits_TBK.float().flatten(0, 1) / temperature
-    # One shift for the whole matrix changes no ratio and keeps exp from overflowing.
-    q = (scores - _over_ranks(scores.max(), dist.ReduceOp.MAX)).exp()
-    samples = views * images * world_size()
+    # In logarithms: logits over a temperature near 0.02 are too far apart for exp in float32, and an image all
+    # of whose exponentials vanish would be left without a target.
+    log_q = logits_TBK.float().flatten(0, 1) / temperature
     for _ in range(_SINKHORN_ITERATIONS):
-        per_prototype = _over_ranks(q.sum(dim=0, keepdim=True), dist.ReduceOp.SUM)
-        # A prototype that no image comes near underflows to 0 and stays unused, as it should.
-        q = q / (per_prototype.clamp_min(torch.finfo(q.dtype).tiny) * prototypes)
-        q = q / (q.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny) * samples)
-    return (q * samples).unflatten(0, (views, images))
+        log_q = log_q - _logsumexp_over_ranks(log_q)
+        log_q = log_q.log_softmax(dim=1)
+    return log_q.exp().unflatten(0, logits_TBK.shape[:2])
 
 
-def _over_ranks(value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-    if world_size() > 1:
-        dist.all_reduce(value, op=operation)
-    return value
+def _logsumexp_over_ranks(values: Tensor) -> Tensor:
+    """log of the sum of exp over the rows of all ranks, for each column."""
+    total = values.logsumexp(dim=0)
+    if world_size() == 1:
+        return total
+    largest = total.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    shares = (total - largest).exp()
+    dist.all_reduce(shares)
+    return largest + shares.log()
 
 
 @torch.no_grad()

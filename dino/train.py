@@ -34,6 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size_per_gpu": 32,
         "epochs": 10,
         "freeze_last_layer": 0,
+        "color_jitter": (0.4, 0.4, 0.8, 0.5),
+        "grayscale": 0.4,
         "blur": 0.0,
         "knn_freq": 2,
     },
@@ -87,7 +89,10 @@ class TrainOptions:
     )
     global_crops_size: int = option(224, "Side of a global view in pixels.")
     local_crops_size: int = option(96, "Side of a local view in pixels.")
-    color_jitter: float = option(1.0, "Strength of the colour jitter; 1 = the paper's, 0 = off.")
+    color_jitter: tuple[float, float, float, float] = option(
+        (0.4, 0.4, 0.2, 0.1), "Strength of the change of brightness, contrast, saturation and hue; 0 = none."
+    )
+    grayscale: float = option(0.2, "Probability of losing all colour.")
     blur: float = option(1.0, "Factor on the probabilities of blur; 1 = the paper's, 0 = off.")
     head_hidden_dim: int = option(2048, "Width of the head's hidden layers.")
     bottleneck_dim: int = option(256, "Width of the head's bottleneck.")
@@ -133,7 +138,8 @@ def preset_defaults(arguments: Sequence[str]) -> TrainOptions:
 
 def preset_text(name: str) -> str:
     """What a preset sets, as it would be written on the command line."""
-    return " ".join(f"--{option} {value}" for option, value in PRESETS[name].items())
+    written = {key: value if isinstance(value, tuple) else (value,) for key, value in PRESETS[name].items()}
+    return " ".join(f"--{key} {' '.join(map(str, values))}" for key, values in written.items())
 
 
 def _run(options: TrainOptions) -> None:

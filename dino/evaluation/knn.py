@@ -16,9 +16,9 @@ from dino.evaluation.benchmark import FeatureOptions, labelled_features
 from dino.evaluation.scoring import balanced_accuracy, check_features
 from dino.runtime.options import UserError, command, option
 
-# Bounds the memory of a search: (queries, classes) votes and (queries, k) neighbours.
+# Bound the memory beside the index: votes (queries, classes), neighbours (queries, k), float64 features.
 _QUERIES_PER_BLOCK = 512
-_ROWS_PER_BLOCK = 65536
+_ROWS_PER_BLOCK = 16384
 
 # torch.nn.functional.normalize's, so that a zero feature stays zero.
 _SMALLEST_NORM = 1e-12
@@ -91,7 +91,7 @@ def knn_accuracy(
     with tqdm(
         total=len(test), desc=progress, unit="img", disable=progress is None, dynamic_ncols=True
     ) as bar:
-        for rows, cosine_Qk, neighbour_Qk in _search(train, test, steps[-1], exclude_self):
+        for rows, cosine_Qk, neighbour_Qk in _neighbours(train, test, steps[-1], exclude_self):
             votes = _votes(cosine_Qk, train_labels[neighbour_Qk], steps, temperature, num_classes)
             for k, votes_QL in votes:
                 predictions[k][rows] = votes_QL.argmax(axis=1)
@@ -101,23 +101,43 @@ def knn_accuracy(
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
-    features = np.ascontiguousarray(features, dtype=np.float32)
-    norms = np.sqrt(np.einsum("nc,nc->n", features, features))
-    return features / np.maximum(norms, _SMALLEST_NORM)[:, None]
+    """Float64, so that nothing is lost before `_Search` takes the mean off."""
+    features = features.astype(np.float64)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), _SMALLEST_NORM)
 
 
-def _search(
+class _Search:
+    """Exact search by cosine, up to a constant for each query, which neither order nor vote depends on.
+
+    Features of an untrained or collapsed network have cosines within 1e-4 of 1, where float32 has few digits left.
+    So the search is for <a - m, b - m> + <m, b> - <m, m>, with m the mean of the training features: that is
+    <a, b> - <a, m>, a sum of small numbers. The last two terms are one more channel.
+    """
+
+    def __init__(self, train: np.ndarray) -> None:
+        import faiss
+
+        blocks = [slice(start, start + _ROWS_PER_BLOCK) for start in range(0, len(train), _ROWS_PER_BLOCK)]
+        self._mean = sum(_unit(train[rows]).sum(axis=0) for rows in blocks) / len(train)
+        self._index = faiss.IndexFlatIP(train.shape[1] + 1)
+        for rows in blocks:
+            centred = _unit(train[rows]) - self._mean
+            self._index.add(np.column_stack([centred, centred @ self._mean]).astype(np.float32))
+
+    def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines less each query's constant (Q, k) and rows of the training set (Q, k)."""
+        centred = _unit(queries) - self._mean
+        return self._index.search(np.column_stack([centred, np.ones(len(centred))]).astype(np.float32), k)
+
+
+def _neighbours(
     train: np.ndarray, test: np.ndarray, k: int, exclude_self: bool
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Rows of the test set, their cosines (Q, k), falling, and the neighbours' rows (Q, k); ties by row."""
-    import faiss
-
-    index = faiss.IndexFlatIP(train.shape[1])
-    for start in range(0, len(train), _ROWS_PER_BLOCK):
-        index.add(_unit(train[start : start + _ROWS_PER_BLOCK]))
+    """Rows of the test set, `_Search.nearest` of them from the nearest to the farthest; ties by row."""
+    search = _Search(train)
     for start in range(0, len(test), _QUERIES_PER_BLOCK):
         rows = slice(start, min(start + _QUERIES_PER_BLOCK, len(test)))
-        cosine_Qk, neighbour_Qk = index.search(_unit(test[rows]), k + exclude_self)
+        cosine_Qk, neighbour_Qk = search.nearest(test[rows], k + exclude_self)
         if exclude_self:
             other = neighbour_Qk != np.arange(rows.start, rows.stop)[:, None]
             other[other.all(axis=1), -1] = False  # itself lost the tie with its duplicates: one of them goes

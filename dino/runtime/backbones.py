@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -57,13 +58,48 @@ def create_backbone(arch: str, patch_size: int = 16, drop_path_rate: float = 0.0
 
 
 def _create_timm(arch: str, drop_path_rate: float) -> nn.Module:
-    options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path_rate}
-    if timm.models.is_model_in_modules(arch, ["vision_transformer"]):
-        options["dynamic_img_size"] = True
-    try:
-        return cast(nn.Module, timm.create_model(arch, **options))
-    except TypeError:  # some timm families know no drop path
-        return cast(nn.Module, timm.create_model(arch, num_classes=0))
+    # Not all of timm's families know these; a family's constructor refuses those that it does not know.
+    wishes: list[dict[str, Any]] = [
+        {"drop_path_rate": drop_path_rate, "dynamic_img_size": True},
+        {"drop_path_rate": drop_path_rate},
+    ]
+    for options in wishes:
+        try:
+            return cast(nn.Module, timm.create_model(arch, num_classes=0, **options))
+        except TypeError:
+            continue
+    return cast(nn.Module, timm.create_model(arch, num_classes=0))
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """C of the features (B, C) that a backbone without a classification head returns."""
+    # timm's head_hidden_size differs from num_features where a layer stands between pooling and classifier.
+    return int(getattr(backbone, "head_hidden_size", None) or cast(Any, backbone).num_features)
+
+
+def check_side(backbone: nn.Module, side: int, option: str) -> None:
+    """Refuse square pictures of a side in pixels that the backbone does not take.
+
+    Args:
+        option: where the side comes from, for the error.
+
+    Raises:
+        UserError: the side is no multiple of a ViT's patch, or the model takes one other side only.
+    """
+    embedding = getattr(backbone, "patch_embed", None)
+    if not isinstance(embedding, PatchEmbed):
+        return
+    patch = embedding.patch_size[0]
+    if embedding.strict_img_size and tuple(embedding.img_size) != (side, side):
+        raise UserError(
+            f"{option} {side}: {type(backbone).__name__} takes pictures of {embedding.img_size[0]} x "
+            f"{embedding.img_size[1]} pixels only; XCiT, vit_* and convolutional networks take all sizes"
+        )
+    if not embedding.dynamic_img_pad and side % patch:
+        nearest = max(round(side / patch), 1) * patch
+        raise UserError(
+            f"{option} {side}: must be a multiple of the patch's side, {patch} pixels; {nearest} is near"
+        )
 
 
 def load_backbone_weights(
@@ -81,16 +117,17 @@ def load_backbone_weights(
 
 
 def tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Class token (B, C) and patch tokens (B, N, C) after the final norm.
+    """The backbone's own feature (B, C), and its patch tokens (B, N, C) after the final norm.
 
-    A network without a class token gives its pooled feature in its place.
+    The feature is the class token of XCiT and most ViTs, and the pooled one of other networks.
     """
     features = cast(Any, backbone).forward_features(images)
+    feature = cast(Any, backbone).forward_head(features, pre_logits=True)
     if features.ndim == 4:
-        return cast(Any, backbone).forward_head(features), features.flatten(2).transpose(1, 2)
-    prefix = int(getattr(backbone, "num_prefix_tokens", 1))
-    pooled = features[:, 0] if prefix else features.mean(dim=1)
-    return pooled, features[:, prefix:]
+        channels_last = str(getattr(backbone, "output_fmt", "NCHW")) == "NHWC"
+        return feature, features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
+    has_class_token = getattr(backbone, "cls_token", None) is not None
+    return feature, features[:, int(getattr(backbone, "num_prefix_tokens", has_class_token)) :]
 
 
 def has_class_attention(backbone: nn.Module) -> bool:
@@ -104,10 +141,11 @@ def class_attention(backbone: nn.Module, images: Tensor, block: int = -1) -> Ten
     """Weights of the class token on the patches, float32 (B, heads, rows, cols).
 
     Args:
-        block: for XCiT, which class-attention block; ViTs answer for their last block only.
+        block: which of XCiT's class-attention blocks, or of a ViT's blocks; -1 = the last.
 
     Raises:
         UserError: the backbone has no class attention.
+        IndexError: there is no such block.
     """
     if hasattr(backbone, "class_attention"):
         return cast(Any, backbone).class_attention(images, block=block)
@@ -115,20 +153,19 @@ def class_attention(backbone: nn.Module, images: Tensor, block: int = -1) -> Ten
         raise UserError(
             f"{type(backbone).__name__} has no class attention; XCiT and ViTs with a class token have"
         )
-    return _vit_class_attention(cast(VisionTransformer, backbone), images)
+    return _vit_class_attention(cast(VisionTransformer, backbone), images, block)
 
 
-def _vit_class_attention(backbone: VisionTransformer, images: Tensor) -> Tensor:
-    """Last block's class row, as one query against all keys: no tokens x tokens matrix."""
-    last = backbone.blocks[-1]
+def _vit_class_attention(backbone: VisionTransformer, images: Tensor, block: int) -> Tensor:
+    """A block's class row, as one query against all keys: no tokens x tokens matrix."""
+    attention = backbone.blocks[block].attn
     captured: list[Tensor] = []
-    hook = last.attn.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+    hook = attention.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     try:
         backbone.forward_features(images)
     finally:
         hook.remove()
     (tokens_BNC,) = captured
-    attention = last.attn
     batch, count, _ = tokens_BNC.shape
     qkv = attention.qkv(tokens_BNC).reshape(batch, count, 3, attention.num_heads, attention.head_dim)
     query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -18,6 +18,8 @@ from xcit.weights import WeightsError, read_checkpoint
 
 NAME = "checkpoint.pth"
 PREVIOUS_NAME = "checkpoint.previous.pth"
+# Complete, and newer than the others, for the moment in which they are renamed.
+_FRESH_NAME = f".{NAME}.fresh"
 
 # DINO saves modules that DistributedDataParallel wraps: always the student, and a teacher with batch norm.
 _WRAPPED = "module."
@@ -46,7 +48,8 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written; `path` is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The same name every time, so that what a killed writer leaves behind is overwritten and does not pile up.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             torch.save(dict(content), file)
@@ -61,7 +64,7 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
 def save_latest(content: Mapping[str, Any], folder: Path) -> None:
     """`checkpoint.pth`, keeping the one before beside it."""
     latest = folder / NAME
-    fresh = folder / f".{NAME}.fresh"
+    fresh = folder / _FRESH_NAME
     save_atomically(content, fresh)
     if latest.exists():
         latest.replace(folder / PREVIOUS_NAME)
@@ -89,7 +92,7 @@ def load_latest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         UserError: there are checkpoints, and all of them are damaged.
     """
     problems: list[str] = []
-    for name in (NAME, PREVIOUS_NAME):
+    for name in (NAME, _FRESH_NAME, PREVIOUS_NAME):
         if not (folder / name).exists():
             continue
         try:
@@ -111,9 +114,15 @@ def pack(
     *,
     progress: Progress,
     args: Mapping[str, Any],
+    scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, Any]:
-    """Everything a run needs to continue, in DINO's layout."""
+    """Everything a run needs to continue, in DINO's layout.
+
+    Args:
+        scaler: kept as `fp16_scaler` where it is in use, as DINO does.
+    """
     teacher_prefix = _WRAPPED if _has_batch_norm(teacher) else ""
+    in_fp16 = scaler is not None and scaler.is_enabled()
     return {
         "student": {_WRAPPED + name: value for name, value in student.state_dict().items()},
         "teacher": {teacher_prefix + name: value for name, value in teacher.state_dict().items()},
@@ -123,9 +132,10 @@ def pack(
         "dino_loss": {"center": center},
         "progress": {
             "samples": progress.samples,
-            "best_knn": progress.best_knn,
+            "best_knn": float(progress.best_knn),
             "totals": dict(progress.totals or {}),
         },
+        **({"fp16_scaler": scaler.state_dict()} if in_fp16 else {}),
     }
 
 
@@ -135,6 +145,7 @@ def unpack(
     teacher: nn.Module,
     optimizer: torch.optim.Optimizer,
     center: Tensor,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Progress:
     """Fill all parts in place from `content`; either all of them or none.
 
@@ -159,6 +170,8 @@ def unpack(
     teacher.load_state_dict(states[1])
     optimizer.load_state_dict(ordered)
     center.copy_(stored_center)
+    if scaler is not None and scaler.is_enabled() and content.get("fp16_scaler"):
+        scaler.load_state_dict(content["fp16_scaler"])
     extra = content.get("progress", {})
     return Progress(
         epoch=int(content["epoch"]),

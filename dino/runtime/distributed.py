@@ -56,7 +56,7 @@ def barrier() -> None:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a float tensor over all processes; a new tensor."""
+    """The mean of a float tensor over all processes, which is left as it is."""
     if world_size() == 1:
         return value
     total = value.clone()
@@ -72,16 +72,22 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = name.split(":")[0]
-    if kind not in DEVICES:
-        raise UserError(f"unknown device '{name}'; known: {', '.join(DEVICES)}")
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (kind == "auto") or (":" in name and (kind != "cuda" or not number.isdecimal())):
+        raise UserError(f"unknown device '{name}'; known: {', '.join(DEVICES)}, cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; use --device auto or cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: torch sees no Apple GPU here; use --device auto or cpu")
-    if name == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", local_rank)))
-    return torch.device(name)
+    if kind != "cuda":
+        return torch.device(kind)
+    index = int(number or os.environ.get("LOCAL_RANK", local_rank))
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"this process wants GPU {index}, and the machine's {torch.cuda.device_count()} are numbered from 0; "
+            "start at most one process per GPU (--nproc_per_node)"
+        )
+    return torch.device("cuda", index)
 
 
 def pick_precision(name: str, device: torch.device) -> str:

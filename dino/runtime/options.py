@@ -5,6 +5,7 @@ Imports no torch, so that `--help` answers at once.
 
 import dataclasses
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -60,6 +61,9 @@ def command(
         _exit(prog, str(error), code=2)
     except RunStopped as reason:
         _exit(prog, str(reason), code=1)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None

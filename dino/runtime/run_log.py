@@ -22,7 +22,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     path = folder / NAME
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
@@ -108,14 +108,18 @@ class RunLog:
         self._bar.update()
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Append one row; it holds `epoch`."""
+        """Append one row; it holds `epoch`. Values that are not finite become null: JSON has no words for them."""
         if not self._active:
             return
-        self.rows.append(dict(row))
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        self.rows.append(finite)
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(finite) + "\n")
         if self._board:
-            for name, value in row.items():
+            for name, value in finite.items():
                 if isinstance(value, int | float) and name != "epoch":
                     self._board.add_scalar(name, value, row["epoch"])
             self._board.flush()
@@ -137,8 +141,10 @@ class RunLog:
         )
 
     def _write_all(self) -> None:
+        temporary = self.path.with_name(f".{NAME}.tmp")
         try:
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            temporary.replace(self.path)
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error}") from error
 
