@@ -43,4 +43,8 @@ def step_memory(
         output = shapes_only(views)  # holds what is kept, so that no storage's number is used twice
     numbers = _COPIES_OF_WEIGHTS * sum(parameter.numel() for parameter in student.parameters())
     numbers += _COPIES_OF_LOGITS * output.logits_VBK.numel()
-    return _FLOAT32_BYTES * numbers + sum(kept.values()) // (2 if low_precision else 1)
+    activations = sum(kept.values())
+    if low_precision:
+        # Half, and so are the copies of the weights that autocast makes and keeps.
+        activations = (activations + sum(tensor.nbytes for tensor in shapes_only.parameters())) // 2
+    return _FLOAT32_BYTES * numbers + activations

@@ -1,19 +1,22 @@
 """What is done once in a while during a run: k-NN accuracy, a sheet of attention maps, the curves.
 
-Looking changes nothing in the run: networks are left in their mode, and random numbers are drawn by the step.
+Looking changes nothing in the run: networks are left in their mode, and random numbers are seeded by the step.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
+from PIL import ImageOps
+from PIL.Image import Image, Resampling
 from torch import nn
 
-from dino.attention.maps import attention_maps, patch_side, resize
+from dino.attention.maps import attention_maps, patch_side
 from dino.attention.render import save_png
 from dino.attention.sheet import AttentionSheet
 from dino.curves import draw_curves
@@ -22,20 +25,47 @@ from dino.evaluation.knn import knn_accuracy
 from dino.evaluation.labelled_sets import class_numbers
 from dino.runtime.backbones import has_class_attention
 from dino.runtime.images import BrokenImageError
+from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures, open_pictures
 
 NEIGHBOURS = 20
 _PICTURES_ON_SHEET = 5
 
 
-def open_parts(data_path: str) -> tuple[Pictures, Pictures | None]:
-    """Pictures that vote and pictures to classify; None when the data has no validation part of its own."""
-    train = open_pictures(data_path, split="train")
+def open_parts(data_path: str, pictures: Pictures, *, knn_data: str = "") -> tuple[Pictures, Pictures | None]:
+    """Pictures that vote and pictures to classify; None when the data has no validation part of its own.
+
+    Args:
+        pictures: what is trained on, `data_path`, open already.
+        knn_data: other pictures for the purpose.
+
+    Raises:
+        UserError: `knn_data` cannot be opened, has no classes, or has other classes in val than in train.
+    """
+    train = open_pictures(knn_data) if knn_data else pictures
     if train.labels is None:
+        if knn_data:
+            raise UserError(f"--knn_data {knn_data} has no classes; k-NN needs a folder for each class")
         return train, None
-    test = open_pictures(data_path, split="val")
+    try:
+        test = open_pictures(knn_data or data_path, split="val")
+    except UserError:
+        if knn_data:
+            raise
+        return train, None  # data that is whole for training need not have a second part
     same = len(test) == len(train) and test.name(0) == train.name(0)
-    return train, None if same else test
+    return train, None if same or test.labels is None else test
+
+
+def write_curves(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw the rows of `log.txt` as `curves.png` beside it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = folder / "curves.png"
+    with _writing(path):
+        draw_curves(rows, path)
 
 
 class Spread(Pictures):
@@ -67,6 +97,9 @@ class Monitor:
         max_pictures: of each of the two.
         size: side in pixels of what the backbone is shown.
         say: prints a line.
+
+    Raises:
+        UserError: `test` has classes that `train` lacks.
     """
 
     def __init__(
@@ -85,50 +118,61 @@ class Monitor:
         self.folder = folder
         self.train = Spread(train, max_pictures)
         self.test = Spread(test, max_pictures) if test is not None else None
+        # Test labels are numbered by the test set's own classes: their places among those that vote.
+        self.numbers = class_numbers((test or train).classes, train.classes)
         self.size = size
         self.device = device
         self.precision = precision
         self.num_workers = num_workers
         self.say = say
-        self._shown = _first_readable(Spread(test or train, 4 * _PICTURES_ON_SHEET), _PICTURES_ON_SHEET)
+        self._said: set[str] = set()
+        # Made square at once: whole pictures of any size would stay in memory for the whole run.
+        candidates = Spread(test or train, 4 * _PICTURES_ON_SHEET)
+        readable = itertools.islice(_readable(candidates), _PICTURES_ON_SHEET)
+        self._shown = [_square(picture, size) for picture in readable]
 
-    def look(self, backbone: nn.Module, *, epoch: int) -> dict[str, float]:
-        """k-NN accuracies in percent, where there are labels; writes `attention/epoch_NNNN.png`."""
-        accuracies = self._knn(backbone)
-        title = f"epoch {epoch}"
+    def look(self, backbone: nn.Module, *, epochs: int) -> dict[str, float]:
+        """k-NN accuracies in percent, where there are labels; writes `attention/epoch_NNNN.png`.
+
+        What cannot be measured is said once and left out: a run does not stop for it.
+
+        Args:
+            epochs: how many are done, for titles and names.
+
+        Raises:
+            UserError: the sheet cannot be written.
+        """
+        title = f"after {epochs} {'epoch' if epochs == 1 else 'epochs'}" if epochs else "before training"
+        accuracies: dict[str, float] = {}
+        try:
+            accuracies = self._knn(backbone)
+        except UserError as error:
+            self._say_once(f"no k-NN accuracy: {error}")
         if accuracies:
-            title += f"  ·  {NEIGHBOURS}-NN {accuracies['knn']:.1f} %"
-            self.say(
-                f"epoch {epoch}: {NEIGHBOURS}-NN accuracy {accuracies['knn']:.1f} %, "
-                f"balanced {accuracies['knn_balanced']:.1f} %"
-            )
-        if has_class_attention(backbone):
-            self._draw_attention(backbone, title, self.folder / "attention" / f"epoch_{epoch:04}.png")
+            accuracy = f"{NEIGHBOURS}-NN accuracy {accuracies['knn']:.1f} %"
+            self.say(f"{title}: {accuracy}, balanced {accuracies['knn_balanced']:.1f} %")
+            title += f"  ·  {accuracy}"
+        if self._shown and has_class_attention(backbone):
+            self._draw_attention(backbone, title, self.folder / "attention" / f"epoch_{epochs:04}.png")
         return accuracies
 
-    def draw_curves(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write `curves.png`."""
-        draw_curves(list(rows), self.folder / "curves.png")
-
     def _knn(self, backbone: nn.Module) -> dict[str, float]:
-        if self.train.labels is None or (self.test is not None and self.test.labels is None):
+        if self.train.labels is None:
             return {}
         train = self._features(backbone, self.train)
         test = train if self.test is None else self._features(backbone, self.test)
-        own_labels = np.arange(len(self.train.classes))
-        numbers = own_labels if self.test is None else class_numbers(self.test.classes, self.train.classes)
         result = knn_accuracy(
             train.class_token,
             _labels(train),
             test.class_token,
-            numbers[_labels(test)],
+            self.numbers[_labels(test)],
             ks=(NEIGHBOURS,),
             exclude_self=self.test is None,
         )[NEIGHBOURS]
         return {"knn": result.top1, "knn_balanced": result.balanced}
 
     def _features(self, backbone: nn.Module, pictures: Pictures) -> Features:
-        return extract_features(
+        features = extract_features(
             backbone,
             pictures,
             size=self.size,
@@ -137,13 +181,25 @@ class Monitor:
             num_workers=self.num_workers,
             progress=None,
         )
+        for broken in features.broken:
+            self._say_once(f"left out of k-NN: {broken}")
+        return features
 
     def _draw_attention(self, backbone: nn.Module, title: str, path: Path) -> None:
-        images = [resize(picture, _sheet_size(picture, self.size)) for picture in self._shown]
-        maps = [attention_maps(backbone, image, device=self.device) for image in images]
-        path.parent.mkdir(exist_ok=True)
-        sheet = AttentionSheet()
-        save_png(sheet(images, maps, patch_size=patch_side(backbone), title=title), path)
+        try:
+            maps = [attention_maps(backbone, image, device=self.device) for image in self._shown]
+        except UserError as error:
+            self._say_once(f"no attention sheet: {error}")
+            return
+        with _writing(path):
+            path.parent.mkdir(exist_ok=True)
+            sheet = AttentionSheet()
+            save_png(sheet(self._shown, maps, patch_size=patch_side(backbone), title=title), path)
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
 
 
 def _labels(features: Features) -> NDArray[np.int64]:
@@ -151,18 +207,21 @@ def _labels(features: Features) -> NDArray[np.int64]:
     return features.labels
 
 
-def _sheet_size(picture: Image, size: int) -> int:
-    """Attention is drawn at twice the resolution of the features, as far as the picture has it."""
-    return min(2 * size, max(size, *picture.size))
+def _square(picture: Image, size: int) -> NDArray[np.uint8]:
+    """The middle of a picture at twice the resolution that features have, as far as the picture has it."""
+    side = min(2 * size, max(size, min(picture.size)))
+    return np.asarray(ImageOps.fit(picture, (side, side), Resampling.BICUBIC))
 
 
-def _first_readable(pictures: Pictures, count: int) -> list[Image]:
-    found: list[Image] = []
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _readable(pictures: Pictures) -> Iterator[Image]:
     for index in range(len(pictures)):
-        try:
-            found.append(pictures.picture(index))
-        except BrokenImageError:
-            continue
-        if len(found) == count:
-            break
-    return found
+        with suppress(BrokenImageError):
+            yield pictures.picture(index)

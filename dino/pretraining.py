@@ -4,9 +4,11 @@
 """
 
 import dataclasses
+import math
+import re
 import tempfile
 import time
-from argparse import Namespace
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,13 @@ from typing import Any
 import torch
 
 from dino.collapse import CollapseWatch
-from dino.distillation import Rates, StepResult, first_nonfinite_module, teacher_of
+from dino.distillation import Rates, StepResult, first_nonfinite_module
 from dino.loader import Batch, BrokenPictures, EpochOrder, create_loader, mixed_seed
-from dino.monitor import Monitor, open_parts
+from dino.monitor import Monitor, open_parts, write_curves
 from dino.multicrop import MultiCrop
 from dino.plan import check_options, create_distillation, create_plan
+from dino.resume import resume_or_start
 from dino.runtime import checkpoint, distributed
-from dino.runtime.backbones import load_backbone_weights
 from dino.runtime.options import RunStopped, UserError
 from dino.runtime.pictures import open_pictures
 from dino.runtime.run_log import EpochMeans, RunLog
@@ -32,8 +34,6 @@ _NONFINITE_STEPS_ALLOWED = 10
 _ENOUGH_FOR_CROPS = 4
 # Steps in a row that must look collapsed before it is called so.
 _COLLAPSE_PATIENCE = 50
-# A run that continues may be given other values of these without being asked why.
-_OF_THE_MACHINE = {"data_path", "output_dir", "num_workers", "dist_url", "local_rank", "device", "preset"}
 
 
 def pretrain(options: TrainOptions) -> None:
@@ -46,14 +46,22 @@ def pretrain(options: TrainOptions) -> None:
     device = distributed.pick_device(options.device, options.local_rank)
     distributed.start(device, dist_url=options.dist_url)
     try:
-        Pretraining(options, device).run()
+        with warnings.catch_warnings():
+            # Of DistributedDataParallel, for depthwise convolutions, whose two layouts are the same memory.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            Pretraining(options, device).run()
     except (UserError, RunStopped) as reason:
         if distributed.is_main():
             raise
         # All processes share what is raised here, and one says it.
         raise SystemExit(2 if isinstance(reason, UserError) else 1) from None
-    finally:
-        distributed.stop()
+    except RuntimeError as error:
+        if not re.search("(closed|reset) by peer", str(error)):
+            raise
+        # That process has said why, and whoever started this one is about to end it.
+        raise SystemExit(1) from None
+    # Not after an error: others may wait in a reduction, and this would wait for them.
+    distributed.stop()
 
 
 class Pretraining:
@@ -71,19 +79,19 @@ class Pretraining:
         self.workers = distributed.share_cores(device, options.num_workers)
         self.global_batch = options.batch_size_per_gpu * distributed.world_size()
         self.distillation = create_distillation(options, device, self.precision)
-        self.progress = checkpoint.Progress(epoch=0)
         with distributed.together():
             self.pictures = open_pictures(options.data_path)
             self.plan = create_plan(options, len(self.pictures), self.global_batch)
             self.monitor = self._create_monitor()
-            self.notes = self._resume_or_start()
+            self.progress, self.notes = resume_or_start(self.distillation, self.folder, options)
         self.first_step = self._agreed_first_step()
         self.totals = EpochMeans(self.progress.totals)
         self.broken = BrokenPictures(options.max_broken)
+        unsettled = max(self.plan.held_steps, options.warmup_epochs * self.plan.steps_per_epoch)
         self.watch = CollapseWatch(
             options.out_dim,
             patience_steps=_COLLAPSE_PATIENCE,
-            ignore_steps=max(self.plan.unsettled_steps - self.first_step, 0),
+            ignore_steps=max(unsettled - self.first_step, 0),
         )
         self.collapses: set[str] = set()
         self.nonfinite_in_a_row = 0
@@ -105,10 +113,10 @@ class Pretraining:
         try:
             for line in [*opening, *self.notes]:
                 self.log.say(line)
-            if self._step_in_epoch() == self.plan.steps_per_epoch:
+            self._look_before()
+            if self._step_in_epoch() == self.plan.steps_per_epoch and self.first_step <= self.plan.steps:
                 self._end_epoch()  # what was left to do when the run was killed
             if self.first_step < self.plan.steps:
-                self.knn_before = self._knn_before()
                 self._train()
             else:
                 self.log.say("nothing to train: all epochs are done; a larger --epochs continues")
@@ -118,6 +126,7 @@ class Pretraining:
             print(*closing_lines(self.folder, self.log.rows), sep="\n")
 
     def _train(self) -> None:
+        self.log.start()
         for step, batch in self._batches():
             rates = self.plan.rates(step)
             views = [view.to(self.device, non_blocking=True) for view in batch.views]
@@ -149,6 +158,7 @@ class Pretraining:
             local_scale=self.options.local_crops_scale,
             local_number=self.options.local_crops_number,
             jitter=self.options.color_jitter,
+            grayscale=self.options.grayscale,
             blur=self.options.blur,
         )
         loader = create_loader(
@@ -161,9 +171,11 @@ class Pretraining:
         )
         for step, batch in enumerate(loader, start=self.first_step):
             # Every process counts what all have found, so that all stop at the same step.
-            for line in self.broken.add(distributed.gather(batch.broken)):
+            broken = distributed.gather(batch.broken)
+            for line in self.broken.add(broken):
                 self.log.say(line)
-            self._check_readable(step, batch)
+            if broken:
+                self._check_readable(step, batch)
             yield step, batch
 
     def _check_readable(self, step: int, batch: Batch) -> None:
@@ -183,15 +195,21 @@ class Pretraining:
             self.nonfinite_in_a_row = 0
             self.totals.add(result.measures)
         else:
-            self.nonfinite_in_a_row += 1
             self.totals.skip()
-            self.log.say(f"step {step}: loss or gradients are not finite; the step is skipped")
+            if not self._is_finding_a_scale(result):
+                self.nonfinite_in_a_row += 1
+                self.log.say(f"step {step}: loss or gradients are not finite; the step is skipped")
         samples = (step_in_epoch + 1) * self.global_batch
         self.progress = dataclasses.replace(
             self.progress, epoch=epoch, samples=samples, totals=self.totals.sums
         )
         if result.finite:
             self._watch_for_collapse(result.measures)
+
+    def _is_finding_a_scale(self, result: StepResult) -> bool:
+        """In fp16 gradients overflow until the loss is scaled low enough, which is no failure."""
+        scaler = self.distillation.scaler
+        return scaler.is_enabled() and math.isfinite(result.measures["loss"]) and scaler.get_scale() > 1
 
     def _end_epoch(self) -> None:
         epoch = self.progress.epoch
@@ -212,15 +230,123 @@ class Pretraining:
         }
         if looks:
             row |= self._look(epoch + 1)
+        if "knn" in row and self.progress.knn_random is not None:
+            row["knn_random"] = self.progress.knn_random
         best_knn = max(self.progress.best_knn, row.get("knn", -1.0))
         is_best = best_knn > self.progress.best_knn
-        self.progress = checkpoint.Progress(epoch=epoch + 1, best_knn=best_knn)
+        self.progress = dataclasses.replace(
+            self.progress, epoch=epoch + 1, samples=0, totals=None, best_knn=best_knn
+        )
         self.totals = EpochMeans()
         self.log.epoch(row)
-        if self.monitor:
-            self.monitor.draw_curves(self.log.rows)
+        if distributed.is_main():
+            write_curves(self.log.rows, self.folder)
         self._save()
         if is_best:
             self._save("best_knn.pth")
         if self.options.saveckp_freq > 0 and epoch % self.options.saveckp_freq == 0:
             self._save(f"checkpoint{epoch:04}.pth")
+
+    def _looks_after(self, epochs: int) -> bool:
+        every = self.options.knn_freq
+        return every > 0 and (epochs % every == 0 or epochs == self.options.epochs)
+
+    def _look(self, epochs: int) -> dict[str, float]:
+        """k-NN and attention of the teacher, whose features are the better ones (DINO, section 5.2)."""
+        return self.monitor.look(self.distillation.teacher.backbone, epochs=epochs) if self.monitor else {}
+
+    def _look_before(self) -> None:
+        """At the random network, for all that follows to be compared with."""
+        if self.first_step == 0:
+            knn = self._look(0).get("knn")
+            if not self.options.init_from:
+                self.progress = dataclasses.replace(self.progress, knn_random=knn)
+
+    def _create_monitor(self) -> Monitor | None:
+        options = self.options
+        if not distributed.is_main() or options.knn_freq <= 0:
+            return None
+        train, test = open_parts(options.data_path, self.pictures, knn_data=options.knn_data)
+        return Monitor(
+            self.folder,
+            train,
+            test,
+            max_pictures=options.knn_max_pictures,
+            size=options.eval_size or options.global_crops_size,
+            device=self.device,
+            precision=self.precision,
+            num_workers=self.workers,
+            say=lambda line: self.log.say(line),
+        )
+
+    def _watch_for_collapse(self, measures: Mapping[str, float]) -> None:
+        """Name each kind of failure once."""
+        self.watch.update(measures)
+        verdict = self.watch.verdict()
+        kind = verdict.partition(":")[0] if verdict else ""
+        if not kind or kind in self.collapses:
+            return
+        self.collapses.add(kind)
+        self.log.say(f"COLLAPSE: {verdict}")
+        if self.options.on_collapse == "stop":
+            self._save()
+            raise RunStopped(f"stopped by --on_collapse stop: {verdict}")
+
+    def _stop_nonfinite(self, step: int, rates: Rates, views: list[torch.Tensor]) -> None:
+        self._save()
+        with distributed.autocast(self.device, self.precision):
+            module = first_nonfinite_module(self.distillation.student, views)
+        where = (
+            f"the first module of the student whose output is not finite is {module}"
+            if module
+            else "every output of the student is finite, its loss or gradients are not"
+        )
+        raise RunStopped(
+            f"{_NONFINITE_STEPS_ALLOWED} steps in a row were not finite, the last is step {step} (learning rate "
+            f"{rates.lr:.2e}, weight decay {rates.weight_decay:.2e}, teacher temperature "
+            f"{rates.teacher_temperature:.3f}); {where}; the weights before them are saved in {self.folder}. "
+            "Lower --lr, or try --precision fp32"
+        )
+
+    def _is_due(self) -> bool:
+        minutes = self.options.save_every_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+
+    def _save(self, name: str = checkpoint.NAME) -> None:
+        self.saved_at = time.monotonic()
+        if not distributed.is_main():
+            return
+        content = checkpoint.pack(
+            self.distillation.student,
+            self.distillation.teacher,
+            self.distillation.optimizer,
+            self.distillation.center.center,
+            progress=self.progress,
+            args=dataclasses.asdict(self.options),
+            scaler=self.distillation.scaler,
+        )
+        if name == checkpoint.NAME:
+            checkpoint.save_latest(content, self.folder)
+        else:
+            checkpoint.save_atomically(content, self.folder / name)
+
+    def _step_in_epoch(self) -> int:
+        """Steps of the unfinished epoch that are done, as many as make its pictures with the present batch."""
+        return min(self.progress.samples // self.global_batch, self.plan.steps_per_epoch)
+
+    def _agreed_first_step(self) -> int:
+        first_step = self.progress.epoch * self.plan.steps_per_epoch + self._step_in_epoch()
+        if len(set(distributed.gather([first_step]))) > 1:
+            raise UserError(
+                "the processes found different checkpoints: all machines must see the same --output_dir"
+            )
+        return first_step
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write into --output_dir {folder}: {error.strerror}") from error

@@ -86,8 +86,8 @@ def check_side(backbone: nn.Module, side: int, option: str) -> None:
     Raises:
         UserError: the side is no multiple of a ViT's patch, or the model takes one other side only.
     """
-    embedding = getattr(backbone, "patch_embed", None)
-    if not isinstance(embedding, PatchEmbed):
+    embedding = next((module for module in backbone.modules() if isinstance(module, PatchEmbed)), None)
+    if embedding is None:
         return
     patch = embedding.patch_size[0]
     if embedding.strict_img_size and tuple(embedding.img_size) != (side, side):

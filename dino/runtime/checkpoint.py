@@ -33,12 +33,14 @@ class Progress:
         epoch: epochs finished.
         samples: pictures of the unfinished epoch already seen, over all processes.
         best_knn: best k-NN accuracy so far in percent; -1 before the first.
+        knn_random: that of the random network at the start; None = not measured.
         totals: sums of the unfinished epoch's logged values, and how many steps they hold.
     """
 
     epoch: int
     samples: int = 0
     best_knn: float = -1.0
+    knn_random: float | None = None
     totals: Mapping[str, float] | None = None
 
 
@@ -133,6 +135,7 @@ def pack(
         "progress": {
             "samples": progress.samples,
             "best_knn": float(progress.best_knn),
+            "knn_random": progress.knn_random,
             "totals": dict(progress.totals or {}),
         },
         **({"fp16_scaler": scaler.state_dict()} if in_fp16 else {}),
@@ -177,6 +180,7 @@ def unpack(
         epoch=int(content["epoch"]),
         samples=int(extra.get("samples", 0)),
         best_knn=float(extra.get("best_knn", -1.0)),
+        knn_random=extra.get("knn_random"),
         totals=extra.get("totals") or None,
     )
 

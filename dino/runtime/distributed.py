@@ -1,8 +1,10 @@
 """Processes, devices and precision: the same command alone or under torchrun, on CUDA, MPS or CPU."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,8 @@ from dino.runtime.options import UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+Item = TypeVar("Item")
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,6 +68,30 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return total / world_size()
 
 
+def gather(items: Sequence[Item]) -> list[Item]:
+    """The items of all processes, in the order of the ranks; costs one number where there are none."""
+    if world_size() == 1:
+        return list(items)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    if not mean_over_ranks(torch.tensor(float(len(items)), device=device)):
+        return []
+    of_rank: list[Any] = [None] * world_size()
+    dist.all_gather_object(of_rank, list(items))
+    return [item for some in of_rank for item in some]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A `UserError` of any process in here becomes one of all; nothing in here may wait for other processes."""
+    problems: list[str] = []
+    try:
+        yield
+    except UserError as error:
+        problems.append(str(error))
+    for problem in gather(problems):
+        raise UserError(problem)
+
+
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """`auto` takes CUDA, then MPS, then CPU; CUDA processes take the GPU of their local rank.
 
@@ -73,7 +101,11 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, number = name.partition(":")
-    if kind not in DEVICES or (kind == "auto") or (":" in name and (kind != "cuda" or not number.isdecimal())):
+    if (
+        kind not in DEVICES
+        or (kind == "auto")
+        or (":" in name and (kind != "cuda" or not number.isdecimal()))
+    ):
         raise UserError(f"unknown device '{name}'; known: {', '.join(DEVICES)}, cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; use --device auto or cpu")

@@ -6,10 +6,12 @@ Imports no torch, so that `--help` answers at once.
 import dataclasses
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from itertools import dropwhile, takewhile
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import tyro
@@ -19,6 +21,8 @@ Options = TypeVar("Options")
 
 _TRUE = {"true", "1", "on", "yes"}
 _FALSE = {"false", "0", "off", "no"}
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class UserError(ValueError):
@@ -143,17 +147,18 @@ def _boolean(word: str) -> bool:
 
 def _one_sentence(message: str) -> str:
     """tyro's framed message without the frame: what is wrong, and the nearest names when it offers some."""
-    lines = [line.strip("│ ") for line in message.splitlines() if not line.startswith(("╭", "╰"))]
-    problem: list[str] = []
-    for line in lines:
-        if line.startswith("─"):
-            break
-        problem.append(line)
+    plain = _COLOURS.sub("", message)  # written whenever standard output is a terminal
+    _heading, *lines = [line.strip("│ ") for line in plain.strip().splitlines()]
+    problem = list(takewhile(lambda line: not _is_rule(line), dropwhile(_is_rule, lines)))
     sentence = " ".join(problem)
-    nearest = [line.split()[0] for line in lines[len(problem) :] if line.startswith("--")]
+    nearest = [line.split()[0] for line in lines if line.startswith("--") and not _is_rule(line)]
     if sentence.startswith("Unrecognized") and nearest:
         sentence += f"; did you mean {', '.join(dict.fromkeys(nearest))}?"
     return f"{sentence} (--help lists the options)"
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= set("─-╰╯")
 
 
 def _exit(prog: str, sentence: str, *, code: int) -> NoReturn:

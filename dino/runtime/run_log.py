@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from tqdm import tqdm
 from dino.runtime.options import UserError
 
 NAME = "log.txt"
+PREVIOUS_NAME = "log.previous.txt"
 
 # A file or a pipe gets a line now and then instead of a redrawn bar.
 _SECONDS_BETWEEN_LINES = 30.0
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}"
+_LINE = "{desc}: {n_fmt}/{total_fmt} steps, {remaining} left{postfix}"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -61,6 +66,7 @@ class RunLog:
 
     Args:
         folder: where `log.txt` lies; rows of `first_epoch` and later are dropped, since they are trained again.
+            What is dropped stays in `log.previous.txt`.
         steps: steps of the whole run.
         first_step: step from which this process goes on.
         pictures_per_step: over all processes, for the rate.
@@ -82,11 +88,12 @@ class RunLog:
         self.rows: list[dict[str, Any]] = []
         self.steps = steps
         self.first_step = first_step
-        self._bar: Any = None  # from the first step on, so that it times steps alone
+        self._bar: Any = None
         self._active = active
         self._board = _tensorboard(folder) if active else None
         if active:
-            self.rows = [row for row in read_log(folder) if row.get("epoch", -1) < first_epoch]
+            with _writing(self.path):
+                self.rows = [row for row in read_log(folder) if row.get("epoch", -1) < first_epoch]
             self._write_all()
 
     def say(self, text: str) -> None:
@@ -95,20 +102,42 @@ class RunLog:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
+    def start(self) -> None:
+        """The first step begins: the time that steps take is counted from here."""
+        in_terminal = sys.stderr.isatty()
+        interval = 0.5 if in_terminal else _SECONDS_BETWEEN_LINES
+        self._bar = tqdm(
+            total=self.steps,
+            initial=self.first_step,
+            file=sys.stderr if in_terminal else _Lines(),
+            bar_format=_BAR if in_terminal else _LINE,
+            dynamic_ncols=True,
+            disable=not self._active,
+            mininterval=interval,
+            maxinterval=interval,
+            delay=interval / 10,  # nothing to show before a step is done
+            smoothing=0,  # the mean rate: k-NN between epochs takes its part of the time left
+        )
+
     def step(self, epoch: int, loss: float) -> None:
         """One step is done."""
         if self._bar is None:
-            self._bar = self._start_bar()
-        rate = self._bar.format_dict.get("rate")
+            self.start()
+        if not self._active:
+            return
         self._bar.set_description_str(f"epoch {epoch}", refresh=False)
-        shown = {"loss": f"{loss:.4f}"}
-        if rate:
-            shown["pictures/s"] = f"{rate * self.pictures_per_step:.1f}"
-        self._bar.set_postfix(shown, refresh=False)
+        taken = self._bar.format_dict
+        done = taken["n"] + 1 - taken["initial"]
+        rate = done * self.pictures_per_step / max(taken["elapsed"], 1e-3)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} pictures/s", refresh=False)
         self._bar.update()
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Append one row; it holds `epoch`. Values that are not finite become null: JSON has no words for them."""
+        """Append one row; it holds `epoch`. Values that are not finite become null: JSON has no words for them.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         if not self._active:
             return
         finite = {
@@ -116,7 +145,7 @@ class RunLog:
             for name, value in row.items()
         }
         self.rows.append(finite)
-        with self.path.open("a") as file:
+        with _writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(finite) + "\n")
         if self._board:
             for name, value in finite.items():
@@ -130,23 +159,40 @@ class RunLog:
         if self._board:
             self._board.close()
 
-    def _start_bar(self) -> Any:
-        return tqdm(
-            total=self.steps,
-            initial=self.first_step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self._active,
-            mininterval=0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES,
-        )
-
     def _write_all(self) -> None:
-        temporary = self.path.with_name(f".{NAME}.tmp")
-        try:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        with _writing(self.path):
+            if self.path.exists():
+                if self.path.read_text(errors="replace") == text:
+                    return
+                shutil.copyfile(self.path, self.path.with_name(PREVIOUS_NAME))
+            temporary = self.path.with_name(f".{NAME}.tmp")
+            temporary.write_text(text)
             temporary.replace(self.path)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error}") from error
+
+
+class _Lines:
+    """A stream for tqdm that makes a line of each state of the bar."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line and line != self._last:
+            print(line, file=sys.stderr, flush=True)
+            self._last = line
+
+    def flush(self) -> None:
+        """Every line is flushed as it is written."""
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _tensorboard(folder: Path) -> Any:

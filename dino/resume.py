@@ -1,0 +1,74 @@
+"""Where a run starts: at the checkpoint in its folder, else from given weights, else from random ones."""
+
+import dataclasses
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dino.distillation import SelfDistillation, teacher_of
+from dino.runtime import checkpoint
+from dino.runtime.backbones import load_backbone_weights
+from dino.runtime.options import UserError
+from dino.train import TrainOptions
+
+# With another value of these the checkpoint is of no use.
+_MUST_STAY = {"arch", "optimizer"}
+# These may differ on another machine without it being another run.
+_OF_THE_MACHINE = {"data_path", "output_dir", "num_workers", "dist_url", "local_rank", "device", "preset"}
+
+
+def resume_or_start(
+    parts: SelfDistillation, folder: Path, options: TrainOptions
+) -> tuple[checkpoint.Progress, list[str]]:
+    """Fill `parts`; returns where the run stands, and what was done, in a line or two.
+
+    Raises:
+        UserError: the folder's checkpoint, or the weights of `--init_from`, cannot be read or do not fit.
+    """
+    content, note = checkpoint.load_latest(folder)
+    if content is not None:
+        progress, lines = _resume(parts, content, folder, options)
+        return progress, [*([note] if note else []), *lines]
+    if not options.init_from:
+        return checkpoint.Progress(epoch=0), []
+    report = load_backbone_weights(
+        parts.student.backbone, options.init_from, key=options.init_key, allow_partial=options.allow_partial
+    )
+    teacher_of(parts.student, parts.teacher)
+    return checkpoint.Progress(epoch=0), [f"weights:   {report}"]
+
+
+def _resume(
+    parts: SelfDistillation, content: Mapping[str, Any], folder: Path, options: TrainOptions
+) -> tuple[checkpoint.Progress, list[str]]:
+    changed = _changed_options(content.get("args"), options)
+    for name in sorted(changed.keys() & _MUST_STAY):
+        before, now = changed[name]
+        raise UserError(
+            f"{folder} holds a run with --{name} {before}, this one has --{name} {now}: "
+            "give the same, or another --output_dir"
+        )
+    progress = checkpoint.unpack(
+        content, parts.student, parts.teacher, parts.optimizer, parts.center.center, parts.scaler
+    )
+    within = f" and {progress.samples:,} pictures of the next" if progress.samples else ""
+    lines = [f"resumed:   {folder} after {progress.epoch} epochs{within}"]
+    if changed:
+        pairs = (f"--{name} {before} -> {now}" for name, (before, now) in changed.items())
+        lines.append(f"changed:   {', '.join(pairs)}")
+    return progress, lines
+
+
+def _changed_options(stored: object, options: TrainOptions) -> dict[str, tuple[Any, Any]]:
+    """Options whose values are not those of the stored run, as (before, now); the original's are a Namespace."""
+    before = vars(stored) if isinstance(stored, Namespace) else stored
+    if not isinstance(before, Mapping):
+        return {}
+    now = dataclasses.asdict(options)
+    listed = {name: tuple(value) if isinstance(value, list) else value for name, value in before.items()}
+    return {
+        name: (value, now[name])
+        for name, value in listed.items()
+        if name in now and name not in _OF_THE_MACHINE and value != now[name]
+    }

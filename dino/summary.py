@@ -1,0 +1,79 @@
+"""What a run says of itself in a few lines: at the start what it understood, at the end what came out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dino.memory import step_memory
+from dino.monitor import NEIGHBOURS
+from dino.network import MultiCropNetwork
+from dino.plan import Plan
+from dino.runtime import distributed
+from dino.runtime.options import UserError
+from dino.runtime.pictures import Pictures
+from dino.train import TrainOptions, preset_text
+
+
+def opening_lines(
+    options: TrainOptions,
+    pictures: Pictures,
+    plan: Plan,
+    student: MultiCropNetwork,
+    device: torch.device,
+    precision: str,
+) -> list[str]:
+    """Preset, pictures, backbone, views, steps, rates, device and memory, where it all goes.
+
+    Raises:
+        UserError: the backbone cannot take views of these sizes.
+    """
+    world_size = distributed.world_size()
+    batch = options.batch_size_per_gpu * world_size
+    processes = f" ({world_size} processes x {options.batch_size_per_gpu})" if world_size > 1 else ""
+    classes = f"in {len(pictures.classes)} classes" if pictures.labels is not None else "no labels"
+    parameters = sum(parameter.numel() for parameter in student.backbone.parameters())
+    local = f", {options.local_crops_number} x {options.local_crops_size} px"
+    preset = f"preset:    {options.preset}: {preset_text(options.preset)}"
+    return [
+        *([preset] if options.preset != "paper" else []),
+        f"pictures:  {len(pictures):,}, {classes}, from {options.data_path}",
+        f"backbone:  {options.arch}, {parameters / 1e6:.1f} M parameters; {options.out_dim:,} prototypes",
+        f"views:     2 x {options.global_crops_size} px{local if options.local_crops_number else ''}",
+        f"steps:     {options.epochs:,} epochs x {plan.steps_per_epoch:,} steps = {plan.steps:,} steps, "
+        f"of {batch:,} pictures{processes}",
+        f"rates:     learning rate {options.lr:g} x {batch} / 256 = {plan.lr.max():.3g} at its peak",
+        f"computing: {device}, {precision}, {_memory(options, student, precision)}",
+        f"output:    {Path(options.output_dir).resolve()}",
+    ]
+
+
+def closing_lines(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """k-NN before and after, and the files to look at."""
+    lines = []
+    measured = [row for row in rows if row.get("knn") is not None]
+    if measured:
+        before = measured[-1].get("knn_random")
+        compared = f"{before:.1f} % for the random network, " if before is not None else ""
+        lines.append(f"{NEIGHBOURS}-NN accuracy: {compared}{measured[-1]['knn']:.1f} % after the training")
+    files = ("checkpoint.pth", "best_knn.pth", "log.txt", "curves.png", "attention")
+    there = [name for name in files if (folder / name).exists()]
+    lines.append(f"{', '.join(there)}: in {folder.resolve()}")
+    return lines
+
+
+def _memory(options: TrainOptions, student: MultiCropNetwork, precision: str) -> str:
+    sizes = [options.global_crops_size] * 2 + [options.local_crops_size] * options.local_crops_number
+    try:
+        needed = step_memory(student, sizes, options.batch_size_per_gpu, low_precision=precision != "fp32")
+    except NotImplementedError:  # an operation that torch cannot follow without values
+        return "memory unknown"
+    except (RuntimeError, ValueError, AssertionError) as error:
+        problem = str(error).partition("\n")[0]
+        raise UserError(
+            f"--arch {options.arch} cannot be trained on {options.batch_size_per_gpu} pictures per process with "
+            f"--global_crops_size {options.global_crops_size} and --local_crops_size {options.local_crops_size}: "
+            f"{problem}"
+        ) from error
+    return f"about {needed / 2**30:.2g} GiB of memory for a step of a process"
