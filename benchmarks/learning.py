@@ -35,6 +35,7 @@ from dino.train import TrainOptions
 
 _NEIGHBOURS = 20
 _SCORED_PICTURES = 200
+_ATTENTION_RESOLUTION = 3  # times the side that features are taken at, as on the run's sheets
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,14 @@ def _scored(pictures: Pictures) -> list[int]:
 
 def _head_scores(backbone: nn.Module, pictures: DemoPictures, size: int) -> np.ndarray:
     """(pictures, heads)"""
-    side = patch_side(backbone)
+    large = (_ATTENTION_RESOLUTION * size, _ATTENTION_RESOLUTION * size)
     return np.stack(
         [
             object_score(
-                attention_maps(backbone, pictures.picture(index), image_size=(2 * size, 2 * size)),
+                attention_maps(backbone, pictures.picture(index), image_size=large),
                 pictures.mask(index),
-                side,
-                input_size=(2 * size, 2 * size),
+                patch_side(backbone),
+                input_size=large,
             )
             for index in _scored(pictures)
         ]

@@ -29,6 +29,7 @@ from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures, open_pictures
 
 NEIGHBOURS = 20
+_SHEET_RESOLUTION = 3  # times the side that features are taken at
 _PICTURES_ON_SHEET = 5
 
 
@@ -208,8 +209,8 @@ def _labels(features: Features) -> NDArray[np.int64]:
 
 
 def _square(picture: Image, size: int) -> NDArray[np.uint8]:
-    """The middle of a picture at twice the resolution that features have, as far as the picture has it."""
-    side = min(2 * size, max(size, min(picture.size)))
+    """The middle of a picture, enlarged if need be: what features are taken at is too coarse a grid to look at."""
+    side = _SHEET_RESOLUTION * size
     return np.asarray(ImageOps.fit(picture, (side, side), Resampling.BICUBIC))
 
 
