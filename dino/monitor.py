@@ -5,7 +5,7 @@ Looking changes nothing in the run: networks are left in their mode, and random 
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dino.evaluation.features import Features, extract_features
 from dino.evaluation.knn import knn_accuracy
 from dino.evaluation.labelled_sets import class_numbers
 from dino.runtime.backbones import has_class_attention
+from dino.runtime.files import writing
 from dino.runtime.images import BrokenImageError
 from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures, open_pictures
@@ -65,7 +66,7 @@ def write_curves(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         UserError: it cannot be written.
     """
     path = folder / "curves.png"
-    with _writing(path):
+    with writing(path):
         draw_curves(rows, path)
 
 
@@ -192,7 +193,7 @@ class Monitor:
         except UserError as error:
             self._say_once(f"no attention sheet: {error}")
             return
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(exist_ok=True)
             sheet = AttentionSheet()
             save_png(sheet(self._shown, maps, patch_size=patch_side(backbone), title=title), path)
@@ -212,14 +213,6 @@ def _square(picture: Image, size: int) -> NDArray[np.uint8]:
     """The middle of a picture, enlarged if need be: what features are taken at is too coarse a grid to look at."""
     side = _SHEET_RESOLUTION * size
     return np.asarray(ImageOps.fit(picture, (side, side), Resampling.BICUBIC))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _readable(pictures: Pictures) -> Iterator[Image]:

@@ -124,7 +124,7 @@ def pack(
         scaler: kept as `fp16_scaler` where it is in use, as DINO does.
     """
     teacher_prefix = _WRAPPED if _has_batch_norm(teacher) else ""
-    in_fp16 = scaler is not None and scaler.is_enabled()
+    scaler_state = {"fp16_scaler": scaler.state_dict()} if scaler and scaler.is_enabled() else {}
     return {
         "student": {_WRAPPED + name: value for name, value in student.state_dict().items()},
         "teacher": {teacher_prefix + name: value for name, value in teacher.state_dict().items()},
@@ -138,7 +138,7 @@ def pack(
             "knn_random": progress.knn_random,
             "totals": dict(progress.totals or {}),
         },
-        **({"fp16_scaler": scaler.state_dict()} if in_fp16 else {}),
+        **scaler_state,
     }
 
 

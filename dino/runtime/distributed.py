@@ -113,7 +113,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError("--device mps: torch sees no Apple GPU here; use --device auto or cpu")
     if kind != "cuda":
         return torch.device(kind)
-    index = int(number or os.environ.get("LOCAL_RANK", local_rank))
+    index = int(number or os.environ.get("LOCAL_RANK", str(local_rank)))
     if index >= torch.cuda.device_count():
         raise UserError(
             f"this process wants GPU {index}, and the machine's {torch.cuda.device_count()} are numbered from 0; "

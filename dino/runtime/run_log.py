@@ -4,14 +4,13 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dino.runtime.options import UserError
+from dino.runtime.files import writing
 
 NAME = "log.txt"
 PREVIOUS_NAME = "log.previous.txt"
@@ -92,7 +91,7 @@ class RunLog:
         self._active = active
         self._board = _tensorboard(folder) if active else None
         if active:
-            with _writing(self.path):
+            with writing(self.path):
                 self.rows = [row for row in read_log(folder) if row.get("epoch", -1) < first_epoch]
             self._write_all()
 
@@ -145,7 +144,7 @@ class RunLog:
             for name, value in row.items()
         }
         self.rows.append(finite)
-        with _writing(self.path), self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(finite) + "\n")
         if self._board:
             for name, value in finite.items():
@@ -161,7 +160,7 @@ class RunLog:
 
     def _write_all(self) -> None:
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        with _writing(self.path):
+        with writing(self.path):
             if self.path.exists():
                 if self.path.read_text(errors="replace") == text:
                     return
@@ -185,14 +184,6 @@ class _Lines:
 
     def flush(self) -> None:
         """Every line is flushed as it is written."""
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _tensorboard(folder: Path) -> Any:

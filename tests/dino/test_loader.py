@@ -116,6 +116,7 @@ def test_views_depend_on_seed_epoch_and_picture_alone():
     assert max(noise.values()) == 1  # also the same picture in two epochs is distorted anew
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
 def test_workers_change_nothing():
     alone, helped = batches(epoch_order(), broken={3}), batches(epoch_order(), broken={3}, num_workers=2)
     for ours, theirs in zip(alone, helped, strict=True):

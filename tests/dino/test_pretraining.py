@@ -1,10 +1,7 @@
-"""Whole runs of a tiny network on a few pictures: what they write, and that stopping and looking change nothing."""
+"""Whole runs of a tiny network on a few pictures: what they write, and what stops them."""
 
-import argparse
-import json
 import shutil
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,130 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-import xcit
 from dino import pretraining
 from dino.distillation import SelfDistillation
 from dino.evaluation.features import extract_features
 from dino.evaluation.knn import knn_accuracy
 from dino.monitor import Monitor
 from dino.pretraining import Pretraining, pretrain
-from dino.runtime import checkpoint, distributed, run_log
+from dino.runtime import distributed, run_log
 from dino.runtime.backbones import create_backbone, load_backbone_weights
 from dino.runtime.options import RunStopped, UserError
 from dino.runtime.pictures import open_pictures
-from dino.train import TrainOptions
+from tests.dino.small_runs import CPU, assert_same, load, rows, tiny, write_pictures
 
-CPU = torch.device("cpu")
-
-
-class Killed(BaseException):
-    """As sudden as a signal: nothing in the program catches it."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setattr(distributed, "usable_cores", lambda: 1)
-    monkeypatch.setattr(run_log, "_tensorboard", lambda folder: None)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, pictures):
-    """A run of two epochs that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "usable_cores", lambda: 1)
-        pretrain(tiny(pictures, folder))
-    return folder
-
-
-def write_pictures(folder, classes=("cats", "dogs"), count=8, seed=0):
-    noise = np.random.default_rng(seed)
-    for number, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for index in range(count):
-            pixels = noise.integers(0, 128, (24, 28, 3), dtype=np.uint8)
-            pixels[..., number] += 100
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
-
-
-def tiny(data_path, output_dir, **changes):
-    """4 steps of 4 pictures per epoch, 2 epochs."""
-    options = TrainOptions(
-        arch="xcit_pico_3_p8",
-        out_dim=16,
-        head_hidden_dim=32,
-        bottleneck_dim=16,
-        global_crops_size=16,
-        local_crops_size=16,
-        local_crops_number=1,
-        batch_size_per_gpu=4,
-        epochs=2,
-        warmup_epochs=1,
-        lr=0.1,
-        freeze_last_layer=1,
-        precision="fp32",
-        device="cpu",
-        num_workers=0,
-        saveckp_freq=0,
-        knn_freq=1,
-        data_path=str(data_path),
-        output_dir=str(output_dir),
-    )
-    return replace(options, **changes)
-
-
-def load(folder, name="checkpoint.pth"):
-    return checkpoint.load(folder / name)
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-
-
-def run_until_killed(options, number):
-    """The step of this number, counted from 0, is cut off in its middle."""
-    calls = iter(range(number))
-    step = SelfDistillation.step
-
-    def cut(self, views, rates):
-        if next(calls, None) is None:
-            self.student.backbone.norm.weight.data.fill_(7)  # half done
-            raise Killed
-        return step(self, views, rates)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(SelfDistillation, "step", cut)
-        pretrain(options)
-
-
-def assert_same(found, expected, path="checkpoint"):
-    """Bit for bit, at any depth."""
-    assert type(found) is type(expected), path
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), path
-        for key in expected:
-            assert_same(found[key], expected[key], f"{path}.{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), path
-        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_same(one, other, f"{path}[{index}]")
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), path
-    else:
-        assert found == expected, path
-
-
-def assert_same_run(folder, expected):
-    found, wanted = load(folder), load(expected)
-    del found["args"], wanted["args"]
-    assert_same(found, wanted)
-    assert rows(folder) == rows(expected)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_run_writes_checkpoints_log_curves_and_attention_sheets(finished):
@@ -177,80 +63,6 @@ def test_every_step_moves_student_teacher_and_center(finished):
     assert trained["dino_loss"]["center"].abs().min() > 0
 
 
-@pytest.mark.parametrize("killed", ["in a step", "between epochs", "looking", "after the log"])
-def test_a_killed_run_ends_as_if_nothing_had_happened(
-    killed, tmp_path, pictures, finished, monkeypatch, capsys
-):
-    options = tiny(pictures, tmp_path, save_every_minutes=1e-9)
-    if killed in ("in a step", "between epochs"):
-        run_until_killed(options, 6 if killed == "in a step" else 4)
-    else:
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            if killed == "looking":
-                look = Monitor.look
-                patch.setattr(
-                    Monitor, "look", lambda *a, epochs: killed_if(epochs) or look(*a, epochs=epochs)
-                )
-            else:
-                patch.setattr(pretraining, "write_curves", lambda *_: killed_if(True))
-            pretrain(options)
-    pretrain(options)
-    assert "resumed:" in capsys.readouterr().out
-    assert_same_run(tmp_path, finished)
-
-
-def killed_if(condition):
-    if condition:
-        raise Killed
-
-
-def test_a_finished_run_trains_nothing_and_says_so(tmp_path, pictures, finished, monkeypatch, capsys):
-    folder = shutil.copytree(finished, tmp_path / "run")
-    monkeypatch.setattr(SelfDistillation, "step", lambda *_: killed_if(True))
-    pretrain(tiny(pictures, folder))
-    assert "nothing to train: all epochs are done; a larger --epochs continues" in capsys.readouterr().out
-    assert_same_run(folder, finished)
-
-
-def test_more_epochs_continue_a_finished_run(tmp_path, pictures, finished, capsys):
-    folder = shutil.copytree(finished, tmp_path / "run")
-    pretrain(tiny(pictures, folder, epochs=3))
-    assert "changed:   --epochs 2 -> 3" in capsys.readouterr().out
-    assert load(folder)["epoch"] == 3
-    assert rows(folder)[:2] == rows(finished)
-    assert [row["epoch"] for row in rows(folder)] == [0, 1, 2]
-
-
-def test_fewer_epochs_than_are_done_train_nothing(tmp_path, pictures):
-    options = tiny(pictures, tmp_path, save_every_minutes=1e-9, knn_freq=0)
-    run_until_killed(options, 6)
-    pretrain(replace(options, epochs=1))
-    assert [row["epoch"] for row in rows(tmp_path)] == [0]
-
-
-def test_another_number_of_processes_goes_on_with_the_pictures_that_are_left(tmp_path, monkeypatch):
-    """A larger batch stands for more processes: both take their part of the same order."""
-    folder = write_pictures(tmp_path / "pictures")
-    seen = []
-    opened = open_pictures(str(folder))
-    picture = opened.picture
-    opened.picture = lambda index, **size: seen.append(index) or picture(index, **size)
-    monkeypatch.setattr(pretraining, "open_pictures", lambda path: opened)
-    options = tiny(folder, tmp_path, save_every_minutes=1e-9, epochs=1, knn_freq=0)
-    run_until_killed(options, 2)
-    del seen[8:]  # of the step that was cut off, and of those prepared ahead
-    pretrain(replace(options, batch_size_per_gpu=8))
-    assert sorted(seen) == list(range(16))
-    assert len(rows(tmp_path)) == 1
-
-
-def test_a_batch_that_swallows_the_rest_of_an_epoch_still_closes_it(tmp_path, pictures):
-    options = tiny(pictures, tmp_path, save_every_minutes=1e-9, knn_freq=0)
-    run_until_killed(options, 3)
-    pretrain(replace(options, batch_size_per_gpu=12))
-    assert [row["epoch"] for row in rows(tmp_path)] == [0, 1]
-
-
 def test_looking_changes_nothing_in_the_run(tmp_path, pictures, finished):
     pretrain(tiny(pictures, tmp_path, knn_freq=0))
     found, expected = load(tmp_path), load(finished)
@@ -267,28 +79,6 @@ def test_recomputed_activations_train_the_same(tmp_path, pictures, finished):
     for network in ("student", "teacher"):
         for name, value in expected[network].items():
             torch.testing.assert_close(found[network][name], value, msg=f"{network} {name}")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"koleo_weight": 0.1},
-        {"centering": "sinkhorn_knopp", "use_bn_in_head": True},
-        {"precision": "bf16", "local_crops_number": 0},
-        {"precision": "fp16", "optimizer": "lars", "norm_last_layer": False, "epochs": 4},
-        {"optimizer": "sgd", "clip_grad": 0.0, "drop_path_rate": 0.0, "save_every_minutes": 0.0},
-    ],
-    ids=lambda changes: " ".join(map(str, changes)),
-)
-def test_variants_train_and_resume(changes, tmp_path, pictures):
-    options = tiny(pictures, tmp_path / "whole", knn_freq=0, **changes)
-    pretrain(options)
-    assert np.isfinite(rows(tmp_path / "whole")[-1]["train_loss"])
-    assert rows(tmp_path / "whole")[-1]["skipped_steps"] == 0
-    options = replace(options, output_dir=str(tmp_path / "killed"), save_every_minutes=1e-9)
-    run_until_killed(options, 2)
-    pretrain(options)
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -446,72 +236,6 @@ def test_a_collapse_is_named_once(on_collapse, tmp_path, pictures, monkeypatch, 
     else:
         pretrain(options)
     assert capsys.readouterr().out.count("COLLAPSE: output is uniform") == 1
-
-
-def test_init_from_fills_student_and_teacher(tmp_path, pictures, finished):
-    torch.manual_seed(5)
-    bare = xcit.create_model("xcit_pico_3_p8")
-    torch.save(bare.state_dict(), tmp_path / "zoo.pth")
-    teacher = {
-        name.removeprefix("module.backbone."): value
-        for name, value in load(finished)["teacher"].items()
-        if "backbone" in name
-    }
-    for source, expected in (
-        (tmp_path / "zoo.pth", bare.state_dict()),
-        (finished / "checkpoint.pth", teacher),
-    ):
-        run = Pretraining(tiny(pictures, tmp_path / "run", init_from=str(source)), CPU)
-        for network in (run.distillation.student, run.distillation.teacher):
-            assert_same(dict(network.backbone.state_dict()), dict(expected))
-        assert run.first_step == 0
-        assert run.notes[0].startswith("weights:   ")
-        assert "tensors loaded from" in run.notes[0]
-
-
-def test_init_from_another_architecture_is_refused(tmp_path, pictures):
-    torch.save(xcit.create_model("xcit_nano_12_p16").state_dict(), tmp_path / "nano.pth")
-    with pytest.raises(UserError, match=r"nano\.pth"):
-        pretrain(tiny(pictures, tmp_path / "run", init_from=str(tmp_path / "nano.pth")))
-
-
-def test_a_checkpoint_of_the_original_resumes(tmp_path, pictures, finished, capsys):
-    """Its keys, an optimizer whose step is a plain number, its options as a Namespace, and nothing of ours."""
-    content = load(finished)
-    groups = [
-        {
-            **group,
-            "lr": np.float64(1e-3),
-            "weight_decay": np.float64(0.1),
-            "betas": (0.9, 0.999),
-            "amsgrad": False,
-        }
-        for group in content["optimizer"]["param_groups"]
-    ]
-    state = {
-        number: {**moments, "step": int(moments["step"])}
-        for number, moments in content["optimizer"]["state"].items()
-    }
-    original = {
-        **{key: content[key] for key in ("student", "teacher", "dino_loss")},
-        "optimizer": {"state": state, "param_groups": groups},
-        "epoch": 1,
-        "args": argparse.Namespace(
-            arch="xcit_pico_3_p8", optimizer="adamw", epochs=100, global_crops_scale=[0.4, 1.0]
-        ),
-        "fp16_scaler": None,
-    }
-    torch.save(original, tmp_path / "checkpoint.pth")
-    run = Pretraining(tiny(pictures, tmp_path), CPU)
-    assert run.first_step == 4
-    parts = run.distillation
-    assert_same(dict(parts.student.state_dict()), {k[7:]: v for k, v in content["student"].items()})
-    assert_same(dict(parts.teacher.state_dict()), {k[7:]: v for k, v in content["teacher"].items()})
-    assert_same(parts.optimizer.state_dict()["state"], content["optimizer"]["state"])
-    assert torch.equal(parts.center.center, content["dino_loss"]["center"])
-    pretrain(tiny(pictures, tmp_path))
-    assert "changed:   --epochs 100 -> 2" in capsys.readouterr().out
-    assert load(tmp_path)["epoch"] == 2
 
 
 def test_an_older_log_without_a_checkpoint_is_kept_aside(tmp_path, pictures):

@@ -48,6 +48,10 @@ class Tokens(nn.Module):
         means = torch.stack([pooled.mean(2), pooled[..., 0], pooled[..., 1]], dim=1)
         return self.drop(self.mix(means))
 
+    def forward_head(self, tokens, pre_logits=False):
+        assert pre_logits
+        return tokens[:, 0]
+
 
 @pytest.fixture
 def backbone():

@@ -1,0 +1,191 @@
+"""Runs that are stopped, killed, continued, or begun from other weights."""
+
+import argparse
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import xcit
+from dino import pretraining
+from dino.distillation import SelfDistillation
+from dino.monitor import Monitor
+from dino.pretraining import Pretraining, pretrain
+from dino.runtime.options import UserError
+from dino.runtime.pictures import open_pictures
+from tests.dino.small_runs import (
+    CPU,
+    Killed,
+    assert_same,
+    assert_same_run,
+    killed_if,
+    load,
+    rows,
+    run_until_killed,
+    tiny,
+    write_pictures,
+)
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.mark.parametrize("killed", ["in a step", "between epochs", "looking", "after the log"])
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    killed, tmp_path, pictures, finished, monkeypatch, capsys
+):
+    options = tiny(pictures, tmp_path, save_every_minutes=1e-9)
+    if killed in ("in a step", "between epochs"):
+        run_until_killed(options, 6 if killed == "in a step" else 4)
+    else:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            if killed == "looking":
+                look = Monitor.look
+                patch.setattr(
+                    Monitor, "look", lambda *a, epochs: killed_if(epochs) or look(*a, epochs=epochs)
+                )
+            else:
+                patch.setattr(pretraining, "write_curves", lambda *_: killed_if(True))
+            pretrain(options)
+    pretrain(options)
+    assert "resumed:" in capsys.readouterr().out
+    assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"koleo_weight": 0.1},
+        {"centering": "sinkhorn_knopp", "use_bn_in_head": True},
+        {"precision": "bf16", "local_crops_number": 0},
+        pytest.param(
+            {"precision": "fp16", "optimizer": "lars", "norm_last_layer": False, "epochs": 4},
+            marks=pytest.mark.slow,
+        ),
+        {"optimizer": "sgd", "clip_grad": 0.0, "drop_path_rate": 0.0, "save_every_minutes": 0.0},
+    ],
+    ids=lambda changes: " ".join(map(str, changes)),
+)
+def test_variants_train_and_resume(changes, tmp_path, pictures):
+    options = tiny(pictures, tmp_path / "whole", knn_freq=0, **changes)
+    pretrain(options)
+    assert np.isfinite(rows(tmp_path / "whole")[-1]["train_loss"])
+    assert rows(tmp_path / "whole")[-1]["skipped_steps"] == 0
+    options = replace(options, output_dir=str(tmp_path / "killed"), save_every_minutes=1e-9)
+    run_until_killed(options, 2)
+    pretrain(options)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_finished_run_trains_nothing_and_says_so(tmp_path, pictures, finished, monkeypatch, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.setattr(SelfDistillation, "step", lambda *_: killed_if(True))
+    pretrain(tiny(pictures, folder))
+    assert "nothing to train: all epochs are done; a larger --epochs continues" in capsys.readouterr().out
+    assert_same_run(folder, finished)
+
+
+def test_more_epochs_continue_a_finished_run(tmp_path, pictures, finished, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    pretrain(tiny(pictures, folder, epochs=3))
+    assert "changed:   --epochs 2 -> 3" in capsys.readouterr().out
+    assert load(folder)["epoch"] == 3
+    assert rows(folder)[:2] == rows(finished)
+    assert [row["epoch"] for row in rows(folder)] == [0, 1, 2]
+
+
+def test_fewer_epochs_than_are_done_train_nothing(tmp_path, pictures):
+    options = tiny(pictures, tmp_path, save_every_minutes=1e-9, knn_freq=0)
+    run_until_killed(options, 6)
+    pretrain(replace(options, epochs=1))
+    assert [row["epoch"] for row in rows(tmp_path)] == [0]
+
+
+def test_another_number_of_processes_goes_on_with_the_pictures_that_are_left(tmp_path, monkeypatch):
+    """A larger batch stands for more processes: both take their part of the same order."""
+    folder = write_pictures(tmp_path / "pictures")
+    seen = []
+    opened = open_pictures(str(folder))
+    picture = opened.picture
+    opened.picture = lambda index, **size: seen.append(index) or picture(index, **size)
+    monkeypatch.setattr(pretraining, "open_pictures", lambda path: opened)
+    options = tiny(folder, tmp_path, save_every_minutes=1e-9, epochs=1, knn_freq=0)
+    run_until_killed(options, 2)
+    del seen[8:]  # of the step that was cut off, and of those prepared ahead
+    pretrain(replace(options, batch_size_per_gpu=8))
+    assert sorted(seen) == list(range(16))
+    assert len(rows(tmp_path)) == 1
+
+
+def test_a_batch_that_swallows_the_rest_of_an_epoch_still_closes_it(tmp_path, pictures):
+    options = tiny(pictures, tmp_path, save_every_minutes=1e-9, knn_freq=0)
+    run_until_killed(options, 3)
+    pretrain(replace(options, batch_size_per_gpu=12))
+    assert [row["epoch"] for row in rows(tmp_path)] == [0, 1]
+
+
+def test_init_from_fills_student_and_teacher(tmp_path, pictures, finished):
+    torch.manual_seed(5)
+    bare = xcit.create_model("xcit_pico_3_p8")
+    torch.save(bare.state_dict(), tmp_path / "zoo.pth")
+    teacher = {
+        name.removeprefix("module.backbone."): value
+        for name, value in load(finished)["teacher"].items()
+        if "backbone" in name
+    }
+    for source, expected in (
+        (tmp_path / "zoo.pth", bare.state_dict()),
+        (finished / "checkpoint.pth", teacher),
+    ):
+        run = Pretraining(tiny(pictures, tmp_path / "run", init_from=str(source)), CPU)
+        for network in (run.distillation.student, run.distillation.teacher):
+            assert_same(dict(network.backbone.state_dict()), dict(expected))
+        assert run.first_step == 0
+        assert run.notes[0].startswith("weights:   ")
+        assert "tensors loaded from" in run.notes[0]
+
+
+def test_init_from_another_architecture_is_refused(tmp_path, pictures):
+    torch.save(xcit.create_model("xcit_nano_12_p16").state_dict(), tmp_path / "nano.pth")
+    with pytest.raises(UserError, match=r"nano\.pth"):
+        pretrain(tiny(pictures, tmp_path / "run", init_from=str(tmp_path / "nano.pth")))
+
+
+def test_a_checkpoint_of_the_original_resumes(tmp_path, pictures, finished, capsys):
+    """Its keys, an optimizer whose step is a plain number, its options as a Namespace, and nothing of ours."""
+    content = load(finished)
+    groups = [
+        {
+            **group,
+            "lr": np.float64(1e-3),
+            "weight_decay": np.float64(0.1),
+            "betas": (0.9, 0.999),
+            "amsgrad": False,
+        }
+        for group in content["optimizer"]["param_groups"]
+    ]
+    state = {
+        number: {**moments, "step": int(moments["step"])}
+        for number, moments in content["optimizer"]["state"].items()
+    }
+    original = {
+        **{key: content[key] for key in ("student", "teacher", "dino_loss")},
+        "optimizer": {"state": state, "param_groups": groups},
+        "epoch": 1,
+        "args": argparse.Namespace(
+            arch="xcit_pico_3_p8", optimizer="adamw", epochs=100, global_crops_scale=[0.4, 1.0]
+        ),
+        "fp16_scaler": None,
+    }
+    torch.save(original, tmp_path / "checkpoint.pth")
+    run = Pretraining(tiny(pictures, tmp_path), CPU)
+    assert run.first_step == 4
+    parts = run.distillation
+    assert_same(dict(parts.student.state_dict()), {k[7:]: v for k, v in content["student"].items()})
+    assert_same(dict(parts.teacher.state_dict()), {k[7:]: v for k, v in content["teacher"].items()})
+    assert_same(parts.optimizer.state_dict()["state"], content["optimizer"]["state"])
+    assert torch.equal(parts.center.center, content["dino_loss"]["center"])
+    pretrain(tiny(pictures, tmp_path))
+    assert "changed:   --epochs 100 -> 2" in capsys.readouterr().out
+    assert load(tmp_path)["epoch"] == 2
