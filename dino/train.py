@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_hidden_dim": 512,
         "bottleneck_dim": 128,
         "centering": "sinkhorn_knopp",
-        "koleo_weight": 0.05,
+        "koleo_weight": 0.03,
         "teacher_temp": 0.02,
         "warmup_teacher_temp": 0.02,
         "momentum_teacher": 0.99,

@@ -26,7 +26,8 @@ class AttentionSheet:
     Args:
         colormap: name of one of matplotlib's.
         opacity: of the heat over the picture, in [0, 1]; 1 shows the heat alone.
-        percentiles: low and high, in [0, 100], of the colour scale that every map has for itself.
+        percentiles: low and high, in [0, 100], of the colour scale that every map has for itself; below 100, a
+            few outlier patches do not darken everything else.
         smooth: interpolate between patches.
         tile: longest side of a picture on the sheet, in pixels.
         columns: break a picture's row evenly when it has more tiles than this; 0 keeps it in one.
@@ -37,7 +38,7 @@ class AttentionSheet:
 
     colormap: str = "inferno"
     opacity: float = 1.0
-    percentiles: tuple[float, float] = (0.0, 100.0)
+    percentiles: tuple[float, float] = (0.0, 99.0)
     smooth: bool = False
     tile: int = 192
     columns: int = 0

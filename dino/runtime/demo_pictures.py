@@ -27,7 +27,7 @@ Height = npt.NDArray[np.floating]
 _OVERSAMPLING = 4
 
 # Length of the object's longer side over the picture's, and pattern period over the picture's side.
-_OBJECT_SIZE = (0.35, 0.65)
+_OBJECT_SIZE = (0.45, 0.75)
 _PERIOD = (0.075, 0.115)
 
 
@@ -300,7 +300,7 @@ def _background(side: int, random: np.random.Generator) -> Array:
     crop = cv2.GaussianBlur(crop, (0, 0), 0.05 * side, borderType=cv2.BORDER_REFLECT)
     if random.uniform() < 0.5:
         crop = crop[:, ::-1]
-    saturation, contrast = 0.3, 0.45
+    saturation, contrast = 0.3, 0.25
     grey = crop.mean(axis=2, keepdims=True)
     crop = grey + saturation * (crop - grey)
     return crop.mean() + contrast * (crop - crop.mean())

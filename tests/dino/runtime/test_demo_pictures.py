@@ -53,16 +53,16 @@ def test_objects_lie_inside_and_are_of_middling_size(masks: np.ndarray) -> None:
     assert not masks[:, [0, -1]].any()
     assert not masks[:, :, [0, -1]].any()
     extent = np.maximum(masks.any(1).sum(1), masks.any(2).sum(1)) / side
-    assert 0.33 < extent.min() < 0.4 < 0.6 < extent.max() < 0.67
-    assert 0.1 < masks.mean() < 0.2
+    assert 0.43 < extent.min() < 0.5 < 0.7 < extent.max() < 0.77
+    assert 0.15 < masks.mean() < 0.25
 
 
 def test_objects_lie_all_over_the_picture(masks: np.ndarray) -> None:
     rows, cols = (np.argmax(masks.any(axis), 1) + masks.any(axis).sum(1) / 2 for axis in (2, 1))
     centres = np.stack([rows, cols], axis=1) / masks.shape[1]
-    assert np.all(centres.std(0) > 0.15)
+    assert np.all(centres.std(0) > 0.12)
     assert np.all(np.abs(centres.mean(0) - 0.5) < 0.03)
-    assert np.mean(np.abs(centres - 0.5).max(1) > 0.15) > 0.7
+    assert np.mean(np.abs(centres - 0.5).max(1) > 0.1) > 0.8
 
 
 def test_raw_pixels_do_not_tell_the_class() -> None:
