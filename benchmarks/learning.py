@@ -8,13 +8,19 @@ same over all runs together. For `demo`, which has object masks, also the attent
 object's area, of the head that is best on training pictures, beside a centred disc of the same area.
 """
 
+import datetime
 import json
+import platform
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
+import timm
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -29,6 +35,7 @@ from dino.evaluation.paired import paired_difference
 from dino.plan import create_distillation
 from dino.runtime import checkpoint
 from dino.runtime.demo_pictures import DemoPictures
+from dino.runtime.distributed import usable_cores
 from dino.runtime.options import UserError, command, option
 from dino.runtime.pictures import Pictures
 from dino.train import TrainOptions
@@ -88,7 +95,19 @@ def compare(options: LearningOptions) -> None:
         )
     _print(rows)
     if options.output:
-        Path(options.output).write_text(json.dumps({"options": vars(options), "rows": rows}, indent=1) + "\n")
+        Path(options.output).write_text(json.dumps({**_circumstances(), "rows": rows}, indent=1) + "\n")
+
+
+def _circumstances() -> dict[str, Any]:
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), {usable_cores()} cores",
+        "versions": {
+            "python": platform.python_version(),
+            **{package.__name__: package.__version__ for package in (torch, timm, sklearn, np)},
+        },
+    }
 
 
 def _networks(folder: Path) -> tuple[nn.Module, nn.Module, TrainOptions]:
