@@ -169,7 +169,7 @@ def test_a_mistake_that_one_process_finds_ends_all_with_one_sentence(pictures, t
     assert time.monotonic() - began < 120
     said = [line for line in err.splitlines() if line.startswith("python -m dino.train: ")]
     assert said == [
-        "python -m dino.train: /nowhere is neither a file or folder, nor demo, nor a data set of torchvision"
+        "python -m dino.train: /nowhere is no file or folder, nor demo, nor a data set of torchvision"
     ]
     assert "exitcode  : 2" in err or "exitcode: 2" in err
     assert "UserError" not in err

@@ -60,7 +60,7 @@ def open_torchvision_set(data_path: str, split: Split) -> TorchvisionPictures:
         lower = {known_name.lower(): known_name for known_name in known}
         nearest = [lower[match] for match in difflib.get_close_matches(name.lower(), lower)]
         raise UserError(
-            f"{data_path} is neither a file or folder, nor demo, nor a data set of torchvision"
+            f"{data_path} is no file or folder, nor demo, nor a data set of torchvision"
             + (f"; did you mean {' or '.join(nearest)}?" if nearest else "")
         )
     folder = Path(root).expanduser() if root else Path(torch.hub.get_dir()).parent / "datasets"

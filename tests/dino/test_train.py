@@ -212,8 +212,8 @@ def test_an_unknown_preset_is_refused(name, hint):
         (["--arch", "vit_tiny", "--local_crops_size", "20"], "--local_crops_size 20: must be a multiple of"),
         (["--device", "gpu"], "unknown device 'gpu'; known: auto, cpu, cuda"),
         (["--init_from", "nowhere.pth"], "there is no file nowhere.pth"),
-        (["--knn_freq", "1", "--knn_data", "/nowhere"], "/nowhere is neither a file or folder"),
-        (["--data_path", "/nowhere"], "/nowhere is neither a file or folder"),
+        (["--knn_freq", "1", "--knn_data", "/nowhere"], "/nowhere is no file or folder"),
+        (["--data_path", "/nowhere"], "/nowhere is no file or folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

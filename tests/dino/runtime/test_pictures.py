@@ -252,7 +252,7 @@ def test_demo_is_the_embedded_set() -> None:
 
 
 def test_what_is_nothing_is_refused_with_the_nearest_names(tmp_path: Path) -> None:
-    nothing = "is neither a file or folder, nor demo, nor a data set of torchvision"
+    nothing = "is no file or folder, nor demo, nor a data set of torchvision"
     refused(tmp_path / "none", f"{tmp_path / 'none'} {nothing}")
     refused("cifar10", f"cifar10 {nothing}; did you mean CIFAR10 or CIFAR100?")
     refused("", "the path of the pictures is empty: it takes a folder, a list, a pattern or a name")
