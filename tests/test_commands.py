@@ -8,27 +8,16 @@ import sys
 import time
 from importlib.metadata import entry_points
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dino.pretraining import pretrain
 from dino.runtime import checkpoint, distributed
 from dino.train import TrainOptions
+from tests.dino.small_runs import TINY, rows, write_pictures
 
-TINY = {
-    "arch": "xcit_pico_3_p8",
-    "out_dim": 16,
-    "head_hidden_dim": 32,
-    "bottleneck_dim": 16,
-    "global_crops_size": 16,
-    "local_crops_size": 16,
-    "local_crops_number": 1,
-    "batch_size_per_gpu": 4,
-    "precision": "fp32",
-    "device": "cpu",
-    "num_workers": 0,
+ONE_EPOCH = {
+    **TINY,
     "epochs": 1,
     "warmup_epochs": 0,
     "knn_freq": 1,
@@ -41,15 +30,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 def pictures(tmp_path_factory):
     """train/ and val/, two classes of different colours."""
     root = tmp_path_factory.mktemp("pictures")
-    noise = np.random.default_rng(0)
-    for part, count in (("train", 24), ("val", 4)):
-        for channel, name in enumerate(("cats", "dogs")):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = noise.integers(0, 100, (20, 24, 3), dtype=np.uint8)
-                pixels[..., channel] += 150
-                Image.fromarray(pixels).save(folder / f"{index}.png")
+    write_pictures(root / "train", count=24)
+    write_pictures(root / "val", count=4, seed=1)
     return root
 
 
@@ -80,14 +62,10 @@ def run(*arguments, code=0, **settings):
     return out, err
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-
-
 @pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_weights_and_all_commands_read_them(pictures, tmp_path, monkeypatch):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    train = ("-m", "dino.train", *flags(**TINY, data_path=pictures, save_every_minutes=1e-9))
+    train = ("-m", "dino.train", *flags(**ONE_EPOCH, data_path=pictures, save_every_minutes=1e-9))
     process = start(*train, *flags(output_dir=killed))
     while not (killed / checkpoint.PREVIOUS_NAME).exists():  # the second step is saved
         assert process.poll() is None, process.communicate()
@@ -100,7 +78,7 @@ def test_a_killed_run_ends_in_the_same_weights_and_all_commands_read_them(pictur
     assert "resumed:" in out
     assert err == ""
     monkeypatch.setattr(distributed, "usable_cores", lambda: 1)
-    pretrain(TrainOptions(**TINY, data_path=str(pictures), output_dir=str(whole)))
+    pretrain(TrainOptions(**ONE_EPOCH, data_path=str(pictures), output_dir=str(whole)))
     found, expected = (checkpoint.load(folder / checkpoint.NAME) for folder in (killed, whole))
     for network in ("student", "teacher"):
         for name, value in expected[network].items():
@@ -149,7 +127,7 @@ main()
 def test_two_processes_train_one_network(pictures, tmp_path):
     (tmp_path / "agree.py").write_text(AGREE)
     options = flags(
-        **{**TINY, "batch_size_per_gpu": 12, "epochs": 2}, data_path=pictures, output_dir=tmp_path
+        **{**ONE_EPOCH, "batch_size_per_gpu": 12, "epochs": 2}, data_path=pictures, output_dir=tmp_path
     )
     out, err = run(*TORCHRUN, "agree.py", *options, cwd=tmp_path)
     assert "2 epochs x 2 steps = 4 steps, of 24 pictures (2 processes x 12)" in out
@@ -163,7 +141,7 @@ def test_two_processes_train_one_network(pictures, tmp_path):
 @pytest.mark.slow
 def test_a_mistake_that_one_process_finds_ends_all_with_one_sentence(pictures, tmp_path):
     """Only the main process opens the pictures for k-NN."""
-    options = flags(**TINY, data_path=pictures, output_dir=tmp_path, knn_data="/nowhere")
+    options = flags(**ONE_EPOCH, data_path=pictures, output_dir=tmp_path, knn_data="/nowhere")
     began = time.monotonic()
     _, err = run(*TORCHRUN, "-m", "dino.train", *options, code=1)  # torchrun's own
     assert time.monotonic() - began < 120

@@ -6,8 +6,6 @@
 H heads, R and C rows and columns of patches.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from dino.runtime.backbones import class_attention, has_class_attention
+from dino.runtime.backbones import class_attention, evaluating, has_class_attention
 from dino.runtime.distributed import autocast
 from dino.runtime.options import UserError
 
@@ -53,7 +51,7 @@ def attention_maps(
     pixels = _normalized(resize(image, image_size))
     whole = _pad_to_whole_patches(backbone, pixels).to(device)
     # no_grad and not inference_mode: the backbone may cache what it computes here, and train with it later.
-    with _evaluating(backbone), torch.no_grad(), autocast(torch.device(device), precision):
+    with evaluating(backbone), torch.no_grad(), autocast(torch.device(device), precision):
         (maps_HRC,) = class_attention(backbone, whole[None], block)
     return maps_HRC.float().cpu().numpy()
 
@@ -110,15 +108,3 @@ def _pad_to_whole_patches(backbone: nn.Module, pixels: Tensor) -> Tensor:
             f"add --image_size {only.replace(' x ', ' ')}"
         )
     return padded
-
-
-@contextmanager
-def _evaluating(backbone: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards each module is in the mode that it was in."""
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -3,8 +3,7 @@
 B = pictures, C = channels, N = patch tokens
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
-from dino.runtime.backbones import tokens
+from dino.runtime.backbones import evaluating, tokens
 from dino.runtime.distributed import autocast, usable_cores
 from dino.runtime.images import BrokenImageError
 from dino.runtime.options import UserError
@@ -98,7 +97,7 @@ def extract_features(
     bar = tqdm(total=len(pictures), desc=progress, unit="img", disable=progress is None, dynamic_ncols=True)
     # no_grad and not inference_mode: a backbone may keep what it computes here (position features of a size),
     # and inference tensors cannot be trained with later.
-    with bar, _evaluating(backbone), torch.no_grad():
+    with bar, evaluating(backbone), torch.no_grad():
         for indices, images, messages in loader:
             kept += indices
             broken += messages
@@ -143,15 +142,3 @@ def _collate(items: list[tuple[int, Tensor | None, str]]) -> tuple[list[int], Te
     indices = [index for index, image, _ in items if image is not None]
     broken = [message for _, image, message in items if image is None]
     return indices, torch.stack(images) if images else None, broken
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule's own mode, since a caller may have frozen some of them."""
-    training = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, mode in training.items():
-            submodule.training = mode

@@ -1,6 +1,8 @@
 """The only door from the method to a backbone: names, construction, weights, tokens, class attention."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +15,7 @@ import xcit
 from dino.runtime.options import UserError
 from xcit.weights import LoadReport, WeightsError, load_weights
 
-# (width, heads) of DINO's vision transformers, all 12 blocks deep (DINO, table 1; FACTS of DeiT).
+# (width, heads) of DINO's vision transformers, all 12 blocks deep (DINO, table 1; DeiT).
 _VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
 
 # Published ViT files hold position embeddings for this size; other sizes are interpolated from it.
@@ -128,6 +130,18 @@ def tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         return feature, features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
     has_class_token = getattr(backbone, "cls_token", None) is not None
     return feature, features[:, int(getattr(backbone, "num_prefix_tokens", has_class_token)) :]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each submodule's own mode, since a caller may have frozen some of them."""
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in modes.items():
+            submodule.training = training
 
 
 def has_class_attention(backbone: nn.Module) -> bool:

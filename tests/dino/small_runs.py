@@ -20,6 +20,21 @@ class Killed(BaseException):
     """As sudden as a signal: nothing in the program catches it."""
 
 
+TINY = {
+    "arch": "xcit_pico_3_p8",
+    "out_dim": 16,
+    "head_hidden_dim": 32,
+    "bottleneck_dim": 16,
+    "global_crops_size": 16,
+    "local_crops_size": 16,
+    "local_crops_number": 1,
+    "batch_size_per_gpu": 4,
+    "precision": "fp32",
+    "device": "cpu",
+    "num_workers": 0,
+}
+
+
 def write_pictures(folder, classes=("cats", "dogs"), count=8, seed=0):
     noise = np.random.default_rng(seed)
     for number, name in enumerate(classes):
@@ -34,21 +49,11 @@ def write_pictures(folder, classes=("cats", "dogs"), count=8, seed=0):
 def tiny(data_path, output_dir, **changes):
     """4 steps of 4 pictures per epoch, 2 epochs."""
     options = TrainOptions(
-        arch="xcit_pico_3_p8",
-        out_dim=16,
-        head_hidden_dim=32,
-        bottleneck_dim=16,
-        global_crops_size=16,
-        local_crops_size=16,
-        local_crops_number=1,
-        batch_size_per_gpu=4,
+        **TINY,
         epochs=2,
         warmup_epochs=1,
         lr=0.1,
         freeze_last_layer=1,
-        precision="fp32",
-        device="cpu",
-        num_workers=0,
         saveckp_freq=0,
         knn_freq=1,
         data_path=str(data_path),

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from dino import train
-from dino.runtime import distributed, run_log
 from dino.runtime.options import UserError, parse_options
 from dino.train import PRESETS, TrainOptions, preset_defaults, preset_text
+from tests.dino.small_runs import TINY
 
 # The original's main_dino.py, all but --arch, which is xcit_small_12_p16 here.
 DINO_FLAGS = {
@@ -50,18 +50,8 @@ DINO_FLAGS = {
     "local_rank": 0,
 }
 
-TINY = {
-    "arch": "xcit_pico_3_p8",
-    "out_dim": 16,
-    "head_hidden_dim": 32,
-    "bottleneck_dim": 16,
-    "global_crops_size": 16,
-    "local_crops_size": 16,
-    "local_crops_number": 1,
-    "batch_size_per_gpu": 4,
-    "precision": "fp32",
-    "device": "cpu",
-    "num_workers": 0,
+ONE_EPOCH = {
+    **TINY,
     "epochs": 1,
     "warmup_epochs": 0,
     "knn_freq": 0,
@@ -69,11 +59,7 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(distributed, "usable_cores", lambda: 1)
-    monkeypatch.setattr("dino.pretraining.write_curves", lambda *_: None)
-    monkeypatch.setattr(run_log, "_tensorboard", lambda folder: None)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
@@ -87,7 +73,7 @@ def pictures(tmp_path):
 
 
 def run(monkeypatch, *arguments):
-    tiny = [f"--{name}={value}" for name, value in TINY.items()]
+    tiny = [f"--{name}={value}" for name, value in ONE_EPOCH.items()]
     monkeypatch.setattr(sys, "argv", ["dino-train", *tiny, *map(str, arguments)])
     train.main()
 

@@ -10,6 +10,7 @@ from sklearn.metrics import balanced_accuracy_score
 from dino.evaluation import knn
 from dino.evaluation.knn import knn_accuracy
 from dino.runtime.options import UserError
+from tests.dino.small_runs import write_pictures
 
 
 def clusters(count, classes, seed, width=6):
@@ -161,15 +162,10 @@ def run_command(monkeypatch, *arguments):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes told apart by brightness, and one broken file."""
-    generator = np.random.default_rng(0)
-    for half, count in (("train", 6), ("val", 3)):
-        for name, low in (("dark", 0), ("light", 150)):
-            (tmp_path / half / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(low, low + 100, (24, 24, 3), dtype=np.uint8)
-                PIL.Image.fromarray(pixels).save(tmp_path / half / name / f"{index}.png")
-    (tmp_path / "train" / "dark" / "0.png").write_bytes(b"no picture")
+    """Two classes told apart by colour, and one broken file."""
+    write_pictures(tmp_path / "train", count=6)
+    write_pictures(tmp_path / "val", count=3, seed=1)
+    (tmp_path / "train" / "cats" / "0.png").write_bytes(b"no picture")
     return tmp_path
 
 
@@ -184,7 +180,7 @@ def test_command_prints_dinos_lines_and_its_dumped_files_load_again(folder, monk
     )
     output = capsys.readouterr().out
     assert "random weights: a baseline" in output
-    assert "left out: " in output and "dark/0.png" in output
+    assert "left out: " in output and "cats/0.png" in output
     assert "--nb_knn 50: there are only 11 training pictures, so all of them vote" in output
     lines = [line for line in output.splitlines() if "classifier result" in line]
     assert lines[0].startswith("3-NN classifier result: Top1: ") and ", Top5: 100.000, Balanced: " in lines[0]
@@ -204,7 +200,7 @@ def fails_with(monkeypatch, capsys, *arguments):
 
 
 def test_command_names_what_is_missing(folder, monkeypatch, capsys):
-    (folder / "val" / "light").rename(folder / "val" / "bright")
+    (folder / "val" / "dogs").rename(folder / "val" / "bright")
     error = fails_with(monkeypatch, capsys, *SMALL, "--data_path", folder)
     assert "val has 1 of its 2 classes without any in train: bright; both need the same" in error
     error = fails_with(monkeypatch, capsys, *SMALL, "--data_path", folder / "train")
@@ -222,7 +218,7 @@ def test_val_may_lack_a_class_of_train(folder, monkeypatch, capsys):
     run_command(
         monkeypatch, *SMALL, "--data_path", folder, "--nb_knn", 3, "--dump_features", folder / "features"
     )
-    # Labels count train's classes: black, dark, light.
+    # Labels count train's classes: black, cats, dogs.
     assert torch.load(folder / "features" / "testlabels.pth", weights_only=True).tolist() == [
         1,
         1,

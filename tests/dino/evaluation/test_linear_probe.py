@@ -2,7 +2,6 @@ import json
 import sys
 
 import numpy as np
-import PIL.Image
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
@@ -11,6 +10,7 @@ from dino.evaluation import linear_probe
 from dino.evaluation.linear_probe import logistic_accuracy
 from dino.evaluation.paired import paired_difference
 from dino.runtime.options import UserError
+from tests.dino.small_runs import write_pictures
 
 
 def clusters(count, seed, classes=3, width=5):
@@ -107,13 +107,8 @@ def run_command(monkeypatch, *arguments):
 
 
 def test_command_prints_a_table_and_writes_results(tmp_path, monkeypatch, capsys):
-    generator = np.random.default_rng(0)
-    for half, count in (("train", 6), ("val", 3)):
-        for name, low in (("dark", 0), ("light", 150)):
-            (tmp_path / half / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(low, low + 100, (24, 24, 3), dtype=np.uint8)
-                PIL.Image.fromarray(pixels).save(tmp_path / half / name / f"{index}.png")
+    write_pictures(tmp_path / "train", count=6)
+    write_pictures(tmp_path / "val", count=3, seed=1)
     small = ("--arch", "xcit_pico_3_p8", "--image_size", 16, "--device", "cpu", "--num_workers", 0)
     run_command(monkeypatch, *small, "--data_path", tmp_path, "--output_dir", tmp_path / "new" / "run")
     output = capsys.readouterr().out
@@ -123,7 +118,7 @@ def test_command_prints_a_table_and_writes_results(tmp_path, monkeypatch, capsys
     assert [row["features"] for row in results["results"]] == ["CLS", "CLS + patch mean"]
     assert f"CLS + patch mean {results['results'][1]['top1']:>11.2f}" in output
     assert results["protocol"] == "logistic regression on cached features"
-    assert results["pictures"] == {"train": 12, "val": 6} and results["classes"] == ["dark", "light"]
+    assert results["pictures"] == {"train": 12, "val": 6} and results["classes"] == ["cats", "dogs"]
     assert results["weights_sha256"] is None and results["options"]["arch"] == "xcit_pico_3_p8"
     assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["results.json"]
 
