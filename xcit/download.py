@@ -1,6 +1,7 @@
 """Weights files from the network: once per machine, whole or not at all, the same as the first time."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import time
@@ -71,13 +72,15 @@ def _file_name(url: str) -> str:
     """The authors' files keep their names, as torch.hub has them; others' may clash and get a prefix."""
     parts = urlsplit(url)
     name = parts.path.rsplit("/", 1)[-1] or "weights"
-    if parts.hostname == "dl.fbaipublicfiles.com":
+    if parts.hostname == "dl.fbaipublicfiles.com" and parts.path.startswith(("/xcit/", "/dino/")):
+        # In folders of their own DINO's files are called alike only where they are the same.
         return name
     return f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
 
 
 def _download(url: str, file: Path) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "xcit"})
+    _remove_stale_parts(file)
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     try:
         with (
@@ -89,6 +92,14 @@ def _download(url: str, file: Path) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_stale_parts(file: Path) -> None:
+    """What killed downloads have left."""
+    for part in file.parent.glob(f"{glob.escape(file.name)}.*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > _STALE_LOCK_SECONDS:
+                part.unlink()
 
 
 def _copy(source: HTTPResponse, target: BinaryIO, file: Path) -> None:

@@ -16,7 +16,7 @@ class PatchEmbedding(nn.Module):
 
     Args:
         patch_size: p, 8 or 16 pixels.
-        embed_dim: channels of a token, divisible by `patch_size // 2`.
+        embed_dim: channels of a token.
 
     Raises:
         ValueError: the patch size is neither 8 nor 16.
@@ -92,8 +92,6 @@ def _cached_features(rows: int, cols: int, device: torch.device) -> Tensor:
         # A tensor made in inference mode could not be used for training later.
         with torch.inference_mode(False), torch.no_grad():
             features = fourier_features(rows, cols, device)
-        if type(features) is not Tensor:  # a stand-in, as FakeTensorMode makes them, must not stay
-            return features
     _cache[key] = features
     while len(_cache) > _CACHE_SIZE:
         _cache.popitem(last=False)

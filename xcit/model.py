@@ -106,7 +106,8 @@ class XCiT(nn.Module):
         """The class token's attention to each patch, float32 (B, heads, rows, cols).
 
         A head's weights sum to 1 less what the class token gives to itself. The model runs in the mode
-        that it is in: call `eval()` first, or batch norm and drop path act as in training.
+        that it is in: call `eval()` first, or batch norm and drop path act as in training; what the model
+        computes afterwards is the same either way.
 
         Args:
             block: class-attention block, 0 or 1, or counted from the end, -1 or -2.
@@ -116,7 +117,8 @@ class XCiT(nn.Module):
         """
         if not -_CLASS_BLOCKS <= block < _CLASS_BLOCKS:
             raise IndexError(f"block must be -2, -1, 0 or 1 (there are {_CLASS_BLOCKS}), got {block}")
-        patches_BNC, rows, cols = self._forward_patches(images)
+        with _frozen_statistics(self):
+            patches_BNC, rows, cols = self._forward_patches(images)
         tokens_BNC = self._with_class_token(patches_BNC)
         *earlier, asked = self.cls_attn_blocks[: block % _CLASS_BLOCKS + 1]
         for each in earlier:
@@ -128,8 +130,14 @@ class XCiT(nn.Module):
         """The linear head, or `nn.Identity` without one."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a fresh one; 0 removes it."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one; 0 removes it.
+
+        Args:
+            global_pool: as in timm; there is one way here, `token`, which None and "" stand for too.
+        """
+        if global_pool not in (None, "", "token"):
+            raise ValueError(f"XCiT pools by its class token, global_pool 'token'; got '{global_pool}'")
         device, dtype = self.cls_token.device, self.cls_token.dtype
         self.num_classes = num_classes
         self.head = _head(self.embed_dim, num_classes).to(device=device, dtype=dtype)
@@ -158,7 +166,7 @@ class XCiT(nn.Module):
 
     def _with_class_token(self, patches_BNC: Tensor) -> Tensor:
         class_token = self.cls_token.expand(patches_BNC.shape[0], -1, -1)
-        return torch.cat([class_token.to(patches_BNC.dtype), patches_BNC], dim=1)
+        return torch.cat([class_token, patches_BNC], dim=1)
 
     def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
         if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
@@ -175,10 +183,10 @@ class XCiT(nn.Module):
 
 
 @contextmanager
-def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Keep a recomputed forward from counting its batch twice in batch norm's running statistics."""
+def _frozen_statistics(part: nn.Module) -> Iterator[None]:
+    """Keep a forward that is recomputed, or only looks, from counting in batch norm's running statistics."""
     with ExitStack() as undo:
-        for module in block.modules():
+        for module in part.modules():
             counted = getattr(module, "num_batches_tracked", None)
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and counted is not None:
                 undo.callback(setattr, module, "momentum", module.momentum)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import dropwhile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,15 +25,17 @@ from xcit.zoo import PUBLISHED, nearest
 
 __all__ = ["LoadReport", "WeightsError", "load_weights", "read_checkpoint", "read_state_dict", "resolve"]
 
-# DINO's checkpoints hold their options as a Namespace, and rates and decays as numpy's numbers, which
-# have had two names; none of these can run anything.
+# DINO's checkpoints hold their options as a Namespace (with a path in it, after its script for clusters), and
+# rates and decays as numpy's numbers. Some of these have had two names; none can run anything.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 _SAFE_TYPES: list[Any] = [
     argparse.Namespace,
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
     (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
-    *(type(np.dtype(number)) for number in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+    *(type(np.dtype(number)) for number in "?bhilqBHILQefdU"),
+    (PurePosixPath, "pathlib.PosixPath"),
+    (PurePosixPath, "pathlib._local.PosixPath"),
 ]
 
 _WRAPPERS = ("module", "backbone")  # DistributedDataParallel; DINO's and detectors' networks
@@ -50,7 +52,7 @@ class LoadReport:
         matched: tensors of the model that were filled.
         total: tensors of the model; batch norm's counters count only if the file has them.
         missing: those that the file does not hold, or holds in another shape.
-        unexpected: tensors of the file that were not used.
+        unexpected: tensors of the file whose names the model does not have.
         source: file, or what else the tensors came from.
         sha256: of the file.
     """
@@ -124,7 +126,11 @@ def read_state_dict(source: str | Path | Mapping[str, Any], *, key: str = "teach
         file = resolve(source)
         origin, checkpoint = str(file), read_checkpoint(file)
     found = _select(checkpoint, key, origin)
-    named = [(*_split_wrappers(name), value) for name, value in found.items() if isinstance(value, Tensor)]
+    named = [
+        (*_split_wrappers(name), value)
+        for name, value in found.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    ]
     if not named:
         raise WeightsError(f"{origin} holds no tensors where weights are kept; its keys: {_some(checkpoint)}")
     only_backbone = any("backbone" in wrappers for wrappers, _, _ in named)
@@ -141,11 +147,17 @@ def resolve(source: str | Path) -> Path:
         return fetch(PUBLISHED[source].url)
     if isinstance(source, str) and is_url(source):
         return fetch(source)
-    file = Path(source).expanduser()
-    if file.is_dir():
+    try:
+        file = Path(source).expanduser()
+        is_folder, is_file = file.is_dir(), file.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, a folder closed to us, an unknown home
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WeightsError(f"cannot look for {source}: {reason}") from error
+    if is_folder:
         raise WeightsError(f"{file} is a folder; name the weights file in it")
-    if not file.is_file():
-        hint = nearest(str(source), list(PUBLISHED)) if len(file.parts) == 1 else "check the path"
+    if not is_file:
+        is_name = len(file.parts) == 1 and not file.suffix
+        hint = nearest(str(source), list(PUBLISHED)) if is_name else "check the path"
         raise WeightsError(f"there is no file {file}, and no published weights of that name; {hint}")
     return file
 
@@ -157,15 +169,22 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         WeightsError: the file is damaged, is of another kind, or holds more than data.
     """
     try:
-        if file.suffix == ".safetensors":
+        if _is_safetensors(file):
             return safetensors.torch.load_file(file)
-        with torch.serialization.safe_globals(_SAFE_TYPES):
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        # Opened here, since torch too goes by a file's name.
+        with torch.serialization.safe_globals(_SAFE_TYPES), file.open("rb") as stream:
+            checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in every way there is
         raise WeightsError(_unreadable(file, error)) from error
     if not isinstance(checkpoint, Mapping):
         raise WeightsError(f"{file} holds a {type(checkpoint).__name__}, not a state dict or checkpoint")
     return dict(checkpoint)
+
+
+def _is_safetensors(file: Path) -> bool:
+    """By its first bytes, a length and the JSON that is so long: names are not always right."""
+    with file.open("rb") as stream:
+        return stream.read(9)[8:] == b"{"
 
 
 def _unreadable(file: Path, error: Exception) -> str:
@@ -207,7 +226,8 @@ def _official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
             renamed[re.sub(r"^pos_embed\.", "pos_embeder.", name)] = value
         elif part[2] == "q":
             parts = [state.get(f"{part[1]}.{letter}.{part[3]}") for letter in "qkv"]
-            renamed[f"{part[1]}.qkv.{part[3]}"] = torch.cat([each for each in parts if each is not None])
+            fitting = [each for each in parts if each is not None and each.shape[1:] == value.shape[1:]]
+            renamed[f"{part[1]}.qkv.{part[3]}"] = torch.cat(fitting) if value.ndim else value
     return renamed
 
 
@@ -236,19 +256,19 @@ def _misfit(
     if found != wanted:
         hint = f"the file looks like {found}, the model is {wanted}"
     elif all(_is_head(name) for name in [*missing, *left_over]):
-        hint = "only the classification head differs"
+        hint = "only the classification head differs: load into num_classes=0, and reset_classifier gives a new one"
     else:
         hint = "the file may hold a part of a model, or another version of it"
     return (
         f"{origin} does not fit the model's {len(target)} tensors: {', '.join(counted)}; {hint}; "
-        "--allow_partial loads what fits, if anything does"
+        "allow_partial loads what fits, if anything does"
     )
 
 
 def _looks_like(state: Mapping[str, Tensor]) -> str:
     """What architecture the names and shapes of a state dict give away, in plain words."""
     depth = len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
-    if "cls_token" not in state or not depth:
+    if "cls_token" not in state or state["cls_token"].ndim != 3 or not depth:
         return "neither an XCiT nor a ViT"
     width = state["cls_token"].shape[-1]
     if "patch_embed.proj.weight" in state:

@@ -9,7 +9,7 @@ from xcit.model import XCiT
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells one XCiT from another (XCiT, table B.1); see `XCiT` for the meaning of each."""
+    """What tells one XCiT from another (XCiT, table 1); see `XCiT` for the meaning of each."""
 
     embed_dim: int
     depth: int

@@ -15,7 +15,7 @@ import torch
 
 import xcit
 from xcit import WeightsError, load_weights
-from xcit.download import fetch
+from xcit.download import _file_name, fetch
 from xcit.weights import resolve
 from xcit.zoo import PUBLISHED
 
@@ -87,6 +87,21 @@ def test_those_who_ask_at_once_share_one_download(server: Server) -> None:
 def test_files_of_one_name_from_two_places_do_not_mix(server: Server) -> None:
     assert fetch(f"{server.url}/one/checkpoint.pth") != fetch(f"{server.url}/two/checkpoint.pth")
     assert server.requests == 2
+    host = "https://dl.fbaipublicfiles.com"  # of many projects, some of which name all files alike
+    assert _file_name(f"{host}/vissl/one/model_final.torch") != _file_name(
+        f"{host}/vissl/two/model_final.torch"
+    )
+
+
+def test_what_killed_downloads_left_is_removed(server: Server) -> None:
+    file = fetch(f"{server.url}/weights.pth")
+    file.unlink()
+    old, young = (file.with_name(f"{file.name}.{age}.part") for age in ("old", "young"))
+    for part in (old, young):
+        part.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    fetch(f"{server.url}/weights.pth")
+    assert not old.exists() and young.exists()
 
 
 def test_a_changed_file_is_refused(server: Server) -> None:

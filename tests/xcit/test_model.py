@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import xcit
 from xcit import XCiT
@@ -66,6 +67,8 @@ def timm_twin(model: XCiT, name: str) -> nn.Module:
         ("xcit_nano_12_p8", (37, 64)),
         ("xcit_tiny_12_p16", (37, 64)),
         ("xcit_tiny_12_p8", (37, 64)),
+        ("xcit_tiny_24_p16", (37, 64)),
+        ("xcit_nano_12_p8", (225, 517)),
     ],
 )
 def test_logits_equal_timms_on_the_same_weights(name: str, size: tuple[int, int]) -> None:
@@ -103,6 +106,22 @@ def test_counts_are_the_published_ones_and_every_variant_trains(name: str) -> No
         model(torch.empty(2, 3, 32, 32)).sum().backward()
     assert (sum(p.numel() for p in model.parameters()), len(model.state_dict())) == COUNTS[name]
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", xcit.list_models())
+def test_every_architecture_is_timms(name: str) -> None:
+    with torch.device("meta"):
+        ours, theirs = xcit.create_model(name), timm.create_model(f"{name}_224", num_classes=0)
+        ours(torch.empty(1, 3, 32, 32))
+    assert ours.patch_size == theirs.patch_embed.patch_size
+    for our_block, their_block in zip(ours.blocks, theirs.blocks, strict=True):
+        assert our_block.attn.num_heads == their_block.attn.num_heads
+        assert our_block.gamma1.shape == their_block.gamma1.shape
+    for our_block, their_block in zip(ours.cls_attn_blocks, theirs.cls_attn_blocks, strict=True):
+        assert our_block.attn.num_heads == their_block.attn.num_heads
+        assert our_block.tokens_norm == their_block.tokens_norm
+    depth = len(theirs.blocks)
+    assert xcit.zoo.ARCHITECTURES[name].eta == (1.0 if depth == 12 else 1e-5)
 
 
 @pytest.mark.parametrize("tokens_norm", [True, False])
@@ -186,6 +205,15 @@ def test_images_must_be_a_batch() -> None:
         pico()(torch.zeros(3, 8, 8))
 
 
+@pytest.mark.parametrize("pool", [None, "", "token"])
+def test_the_classifier_is_reset_as_in_timm(pool: str | None) -> None:
+    model = pico()
+    model.reset_classifier(0, pool)
+    assert isinstance(model.get_classifier(), nn.Identity)
+    with pytest.raises(ValueError, match="pools by its class token"):
+        model.reset_classifier(3, global_pool="avg")
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match=r"^embed_dim must be a multiple of num_heads, got 32 and 3$"):
         XCiT(patch_size=8, embed_dim=32, depth=1, num_heads=3, eta=1.0)
@@ -213,11 +241,12 @@ def test_class_attention_is_the_softmax_of_the_block(block: int, index: int, tok
     torch.testing.assert_close(maps.sum(dim=(2, 3)), 1 - weights[:, :, 0], atol=1e-6, rtol=0)
 
 
-def test_looking_at_attention_changes_no_bit_of_the_logits() -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_looking_at_attention_changes_no_bit_of_the_logits(training: bool) -> None:
     model, images = pico().eval(), pictures(2, 3, 37, 64)
     before = model(images)
-    model.class_attention(images)
-    assert torch.equal(model(images), before)
+    model.train(training).class_attention(images)
+    assert torch.equal(model.eval()(images), before)
 
 
 @pytest.mark.parametrize("block", [-3, 2])
@@ -279,6 +308,34 @@ def test_memory_is_linear_in_pixels() -> None:
         return mode.elements
 
     assert largest(4000, 6000) == 250 * largest(240, 400)
+
+
+def operations(model: nn.Module, *size: int) -> int:
+    """Multiplications and additions of a forward pass."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, *size, device="meta"))
+    return counter.get_total_flops()
+
+
+def test_time_is_linear_in_pixels_and_class_attention_has_one_query() -> None:
+    with torch.device("meta"):
+        model, twin = xcit.create_model("xcit_small_12_p16"), timm.create_model("xcit_small_12_p16_224")
+    assert operations(model, 448, 448) / operations(model, 224, 224) == pytest.approx(4, rel=0.01)
+    assert operations(model, 224, 224) <= operations(twin, 224, 224)
+    block, tokens, width = model.cls_attn_blocks[0].attn, 785, model.embed_dim
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        block(torch.empty(1, tokens, width, device="meta"))
+    keys_and_values, one_query = 2 * tokens * width**2, 2 * width**2 + 2 * tokens * width
+    assert counter.get_total_flops() == pytest.approx(2 * (keys_and_values + one_query), rel=1e-3)
+
+
+def test_softmax_is_taken_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    softmax, taken = Tensor.softmax, []
+    monkeypatch.setattr(
+        Tensor, "softmax", lambda self, *a, **k: taken.append(softmax(self, *a, **k)) or taken[-1]
+    )
+    pico().to(torch.bfloat16)(pictures(1, 3, 32, 32).to(torch.bfloat16))
+    assert len(taken) == 5 and all(weights.dtype == torch.float32 for weights in taken)
 
 
 @pytest.mark.slow

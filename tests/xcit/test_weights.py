@@ -57,7 +57,8 @@ def dino_checkpoint(state: State, prefix: str = "module.") -> dict[str, Any]:
         "teacher": {**prefixed(state, f"{prefix}backbone."), **head},
         "optimizer": {"state": {}, "param_groups": [{"lr": np.float64(5e-4), "params": [0, 1]}]},
         "epoch": 3,
-        "args": argparse.Namespace(arch="xcit_small_12_p16", local_crops_scale=(0.05, 0.4)),
+        # run_with_submitit.py makes the folder a path
+        "args": argparse.Namespace(arch="xcit_small_12_p16", output_dir=Path("/checkpoint/dino")),
         "dino_loss": {"center": torch.zeros(1, 4)},
     }
 
@@ -79,6 +80,7 @@ LAYOUTS: dict[str, Callable[[State], dict[str, Any]]] = {
     },
     "with random states": lambda state: {"teacher": state, "rng_state": torch.zeros(8, dtype=torch.uint8)},
     "without counters": lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
+    "with other keys": lambda state: {"model": {**state, 3: torch.zeros(1), "scale": np.float16(1)}},
     "half precision": lambda state: {k: v.half() if v.is_floating_point() else v for k, v in state.items()},
 }
 
@@ -163,7 +165,7 @@ def test_less_than_the_whole_backbone_is_refused_by_name() -> None:
     assert refusal(pico(), {**state, "extra": torch.zeros(1)}) == (
         f"a state dict does not fit the model's {total} tensors: 2 missing (norm.weight; norm.bias), "
         "1 left over (extra); the file may hold a part of a model, or another version of it; "
-        "--allow_partial loads what fits, if anything does"
+        "allow_partial loads what fits, if anything does"
     )
 
 
@@ -272,6 +274,23 @@ DAMAGED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda file: file.write_bytes(pickle.dumps(Evil(), protocol=2)),
         r"which could run code",
     ),
+    "scalar class token": (
+        "a.pth",
+        lambda file: torch.save({"cls_token": torch.tensor(0.0), "blocks.0.a": torch.zeros(1)}, file),
+        r"the file looks like neither an XCiT nor a ViT",
+    ),
+    "torn q, k and v": (
+        "a.pth",
+        lambda file: torch.save(
+            {
+                "cls_attn_blocks.0.attn.q.weight": torch.zeros(2, 3),
+                "cls_attn_blocks.0.attn.k.weight": torch.zeros(2, 4),
+            },
+            file,
+        ),
+        r"does not fit the model's",
+    ),
+    "a long name": ("a" * 300, lambda file: None, r"^cannot look for .*: File name too long$"),
     "folder": ("a.pth", lambda file: file.mkdir(), r"is a folder; name the weights file in it"),
     "nothing": ("a.pth", lambda file: None, r"^there is no file .*; check the path$"),
 }
@@ -290,6 +309,22 @@ def test_a_bad_file_gets_one_sentence_that_names_it(
     assert str(file) in message
     assert "\n" not in message
     assert not Path("evil").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights"])
+def test_a_files_kind_is_told_by_its_content(name: str, tmp_path: Path) -> None:
+    state = pico().state_dict()
+    torch.save(state, tmp_path / name)
+    assert load_weights(pico(seed=1), tmp_path / name).missing == []
+    safetensors.torch.save_file(state, tmp_path / name)
+    assert load_weights(pico(seed=1), tmp_path / name).missing == []
+
+
+def test_a_missing_file_does_not_list_the_zoo() -> None:
+    with pytest.raises(WeightsError, match=r"^there is no file checkpoint\.pth, .*; check the path$"):
+        resolve("checkpoint.pth")
+    with pytest.raises(WeightsError, match=r"^cannot look for ~nobody_of_that_name/x\.pth: "):
+        resolve("~nobody_of_that_name/x.pth")
 
 
 def test_a_misspelt_published_name_gets_the_nearest() -> None:
