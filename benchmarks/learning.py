@@ -3,9 +3,10 @@
 python benchmarks/learning.py --runs runs/demo_0 runs/demo_1 runs/demo_2 --data_path demo
 
 For each run folder: 20-NN and logistic regression on the class token and on the mean of the patch tokens, before
-(the random network of the run's seed) and after, with McNemar's exact test on the same validation pictures; then the
-same over all runs together. For `demo`, which has object masks, also the attention mass on the object over the
-object's area, of the head that is best on training pictures, beside a centred disc of the same area.
+(the random network of the run's seed) and after, with McNemar's exact test on the same validation pictures; then over
+all runs together, with Wilcoxon's signed-rank test on each picture's sum. For `demo`, which has object masks, also the
+attention mass on the object over the object's area, of the head that is best on training pictures, beside a centred
+disc of the same area.
 """
 
 import datetime
@@ -31,14 +32,15 @@ from dino.evaluation.features import Features, extract_features
 from dino.evaluation.knn import knn_accuracy
 from dino.evaluation.labelled_sets import class_numbers, open_train_and_val
 from dino.evaluation.linear_probe import logistic_accuracy
-from dino.evaluation.paired import paired_difference
+from dino.evaluation.paired import paired_difference, paired_difference_over_runs
 from dino.plan import create_distillation
 from dino.runtime import checkpoint
 from dino.runtime.demo_pictures import DemoPictures
 from dino.runtime.distributed import usable_cores
+from dino.runtime.files import writing
 from dino.runtime.options import UserError, command, option
 from dino.runtime.pictures import Pictures
-from dino.train import TrainOptions
+from dino.train_options import TrainOptions
 
 _NEIGHBOURS = 20
 _SCORED_PICTURES = 200
@@ -64,6 +66,9 @@ class Score:
 def compare(options: LearningOptions) -> None:
     if not options.runs:
         raise UserError("--runs needs at least one folder of a finished run")
+    if options.output:
+        with writing(Path(options.output)):
+            Path(options.output).touch()
     train, val = open_train_and_val(options.data_path)
     rows: list[dict[str, Any]] = []
     pooled: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -84,18 +89,22 @@ def compare(options: LearningOptions) -> None:
                 )
             ]
     for name, pairs in pooled.items():
-        after_all, before_all = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        after_all, before_all = (np.stack(side) for side in zip(*pairs, strict=True))
+        difference, p_value = paired_difference_over_runs(after_all, before_all)
         rows.append(
-            _row(
-                "all",
-                name,
-                Score(100 * before_all.mean(), before_all),
-                Score(100 * after_all.mean(), after_all),
-            )
+            {
+                "run": "all",
+                "measure": name,
+                "before": 100 * before_all.mean(),
+                "after": 100 * after_all.mean(),
+                "difference": difference,
+                "p": p_value,
+            }
         )
     _print(rows)
     if options.output:
-        Path(options.output).write_text(json.dumps({**_circumstances(), "rows": rows}, indent=1) + "\n")
+        with writing(Path(options.output)):
+            Path(options.output).write_text(json.dumps({**_circumstances(), "rows": rows}, indent=1) + "\n")
 
 
 def _circumstances() -> dict[str, Any]:
@@ -193,7 +202,7 @@ def _row(run: str, name: str, before: Score, after: Score) -> dict[str, Any]:
 
 def _print(rows: list[dict[str, Any]]) -> None:
     width = max(len(row["run"]) for row in rows)
-    print(f"{'run':{width}}  {'measure':36} {'before':>7} {'after':>7} {'change':>7}  McNemar p")
+    print(f"{'run':{width}}  {'measure':36} {'before':>7} {'after':>7} {'change':>7}  p")
     for row in rows:
         change = f"{row['difference']:+7.1f}  {row['p']:.1e}" if "p" in row else ""
         print(f"{row['run']:{width}}  {row['measure']:36} {row['before']:7.2f} {row['after']:7.2f} {change}")

@@ -68,7 +68,7 @@ def draw_curves(log: Log, path: Path) -> None:
             `knn_random` (in %), `feature_std`, `effective_rank`, `train_lr`, `train_wd`.
 
     Raises:
-        OSError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     rows = _by_epoch(log)
     panels = [panel for panel in _PANELS if np.isfinite(_values(rows, panel.key)).any()]

@@ -144,13 +144,8 @@ def create_loader(
         num_workers=num_workers,
         collate_fn=_stack,
         pin_memory=pin_memory,
-        worker_init_fn=_use_one_thread,
         generator=torch.Generator(),  # its own, or starting the loader would draw from the run's
     )
-
-
-def _use_one_thread(_: int) -> None:
-    torch.set_num_threads(1)
 
 
 class BrokenPictures:

@@ -4,10 +4,10 @@ Looking changes nothing in the run: networks are left in their mode, and random 
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +19,14 @@ from torch import nn
 from dino.attention.maps import attention_maps, patch_side
 from dino.attention.render import save_png
 from dino.attention.sheet import AttentionSheet
-from dino.curves import draw_curves
 from dino.evaluation.features import Features, extract_features
 from dino.evaluation.knn import knn_accuracy
-from dino.evaluation.labelled_sets import class_numbers
+from dino.evaluation.labelled_sets import are_one_set, class_numbers
 from dino.runtime.backbones import has_class_attention
 from dino.runtime.files import writing
 from dino.runtime.images import BrokenImageError
 from dino.runtime.options import UserError
-from dino.runtime.pictures import Pictures, open_pictures
+from dino.runtime.pictures import Pictures, Spread, open_pictures
 
 NEIGHBOURS = 20
 _SHEET_RESOLUTION = 3  # times the side that features are taken at
@@ -55,38 +54,7 @@ def open_parts(data_path: str, pictures: Pictures, *, knn_data: str = "") -> tup
         if knn_data:
             raise
         return train, None  # data that is whole for training need not have a second part
-    same = len(test) == len(train) and test.name(0) == train.name(0)
-    return train, None if same or test.labels is None else test
-
-
-def write_curves(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Draw the rows of `log.txt` as `curves.png` beside it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    path = folder / "curves.png"
-    with writing(path):
-        draw_curves(rows, path)
-
-
-class Spread(Pictures):
-    """At most `count` of a set's pictures, evenly spaced over it, so that sorted classes all have their part."""
-
-    def __init__(self, whole: Pictures, count: int) -> None:
-        self.whole = whole
-        self.indices = np.linspace(0, len(whole) - 1, min(count, len(whole))).round().astype(int).tolist()
-        self.classes = whole.classes
-        self.labels = None if whole.labels is None else [whole.labels[index] for index in self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def name(self, index: int) -> str:
-        return self.whole.name(self.indices[index])
-
-    def picture(self, index: int, *, at_least: int | None = None) -> Image:
-        return self.whole.picture(self.indices[index], at_least=at_least)
+    return train, None if are_one_set(train, test) or test.labels is None else test
 
 
 class Monitor:
@@ -181,7 +149,7 @@ class Monitor:
             device=self.device,
             precision=self.precision,
             num_workers=self.num_workers,
-            progress=None,
+            progress="k-NN features" if sys.stderr.isatty() else None,
         )
         for broken in features.broken:
             self._say_once(f"left out of k-NN: {broken}")
@@ -195,8 +163,8 @@ class Monitor:
             return
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-            sheet = AttentionSheet()
-            save_png(sheet(self._shown, maps, patch_size=patch_side(backbone), title=title), path)
+        sheet = AttentionSheet()
+        save_png(sheet(self._shown, maps, patch_size=patch_side(backbone), title=title), path)
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:

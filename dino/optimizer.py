@@ -38,7 +38,9 @@ def create_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Opt
     if name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     if name == "lars":
-        return Lars(groups, lr=0.0, momentum=0.9)
+        # As in the original, the rate follows the weights also while their decay is 0.
+        adapted = [{**groups[0], "always_adapt": True}, *groups[1:]]
+        return Lars(adapted, lr=0.0, momentum=0.9)
     raise UserError(f"unknown optimizer '{name}'; known: {', '.join(OPTIMIZERS)}")
 
 

@@ -1,4 +1,4 @@
-"""What the options ask for: the length of the run, its rates by step, its networks; the impossible is refused."""
+"""What the options ask for: length and rates of the run, its views, its networks; the impossible is refused."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,14 +9,15 @@ from torch import nn
 from dino import schedules
 from dino.distillation import Rates, SelfDistillation, teacher_of
 from dino.head import DinoHead
+from dino.multicrop import MultiCrop
 from dino.network import MultiCropNetwork
 from dino.runtime import distributed
 from dino.runtime.backbones import check_side, create_backbone, feature_width
 from dino.runtime.options import UserError
-from dino.train import TrainOptions
+from dino.train_options import TrainOptions
 
 _COUNTS = (
-    *("out_dim", "head_hidden_dim", "bottleneck_dim", "patch_size", "epochs", "batch_size_per_gpu"),
+    *("head_hidden_dim", "bottleneck_dim", "patch_size", "epochs", "batch_size_per_gpu"),
     *("global_crops_size", "local_crops_size", "knn_max_pictures"),
 )
 _NOT_NEGATIVE = (
@@ -81,6 +82,8 @@ def check_options(options: TrainOptions) -> None:
     """Refuse what cannot work before anything is opened or written."""
     for name in _COUNTS:
         _require(options, name, getattr(options, name) >= 1, "must be 1 or more")
+    _require(options, "out_dim", options.out_dim >= 2, "must be 2 or more")
+    _require(options, "seed", options.seed < 2**63, "must be below 2^63")
     for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
         fits = 0 <= getattr(options, name) <= options.epochs
         _require(options, name, fits, f"must lie between 0 and --epochs ({options.epochs})")
@@ -103,6 +106,19 @@ def _require(options: TrainOptions, name: str, holds: bool, rule: str) -> None:
         value = getattr(options, name)
         written = " ".join(map(str, value)) if isinstance(value, tuple) else value
         raise UserError(f"--{name} {rule}, got {written}")
+
+
+def create_multicrop(options: TrainOptions) -> MultiCrop:
+    return MultiCrop(
+        global_size=options.global_crops_size,
+        local_size=options.local_crops_size,
+        global_scale=options.global_crops_scale,
+        local_scale=options.local_crops_scale,
+        local_number=options.local_crops_number,
+        jitter=options.color_jitter,
+        grayscale=options.grayscale,
+        blur=options.blur,
+    )
 
 
 def create_distillation(options: TrainOptions, device: torch.device, precision: str) -> SelfDistillation:

@@ -6,7 +6,6 @@
 import dataclasses
 import math
 import re
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,18 +15,19 @@ from typing import Any
 import torch
 
 from dino.collapse import CollapseWatch
+from dino.curves import draw_curves
 from dino.distillation import Rates, StepResult, first_nonfinite_module
 from dino.loader import Batch, BrokenPictures, EpochOrder, create_loader, mixed_seed
-from dino.monitor import Monitor, open_parts, write_curves
-from dino.multicrop import MultiCrop
-from dino.plan import check_options, create_distillation, create_plan
+from dino.monitor import Monitor, open_parts
+from dino.plan import check_options, create_distillation, create_multicrop, create_plan
 from dino.resume import resume_or_start
 from dino.runtime import checkpoint, distributed
+from dino.runtime.files import make_writable
 from dino.runtime.options import RunStopped, UserError
 from dino.runtime.pictures import open_pictures
 from dino.runtime.run_log import EpochMeans, RunLog
 from dino.summary import closing_lines, opening_lines
-from dino.train import TrainOptions
+from dino.train_options import TrainOptions
 
 _NONFINITE_STEPS_ALLOWED = 10
 # Even a crop of 5 % of a picture with this many times the global view's side is larger than a local view.
@@ -73,7 +73,7 @@ class Pretraining:
         self.folder = Path(options.output_dir)
         with distributed.together():
             check_options(options)
-            _make_writable(self.folder)
+            make_writable(self.folder, "--output_dir")
         full_precision = options.precision == "auto" and not options.use_fp16
         self.precision = distributed.pick_precision("fp32" if full_precision else options.precision, device)
         self.workers = distributed.share_cores(device, options.num_workers)
@@ -151,19 +151,9 @@ class Pretraining:
             world_size=distributed.world_size(),
             seed=self.options.seed,
         )
-        crop = MultiCrop(
-            global_size=self.options.global_crops_size,
-            local_size=self.options.local_crops_size,
-            global_scale=self.options.global_crops_scale,
-            local_scale=self.options.local_crops_scale,
-            local_number=self.options.local_crops_number,
-            jitter=self.options.color_jitter,
-            grayscale=self.options.grayscale,
-            blur=self.options.blur,
-        )
         loader = create_loader(
             self.pictures,
-            crop,
+            create_multicrop(self.options),
             order,
             enough=_ENOUGH_FOR_CROPS * self.options.global_crops_size,
             num_workers=self.workers,
@@ -240,12 +230,13 @@ class Pretraining:
         self.totals = EpochMeans()
         self.log.epoch(row)
         if distributed.is_main():
-            write_curves(self.log.rows, self.folder)
-        self._save()
+            draw_curves(self.log.rows, self.folder / "curves.png")
+        # First those that are kept: once checkpoint.pth says that the epoch is over, nobody returns to it.
         if is_best:
             self._save("best_knn.pth")
         if self.options.saveckp_freq > 0 and epoch % self.options.saveckp_freq == 0:
             self._save(f"checkpoint{epoch:04}.pth")
+        self._save()
 
     def _looks_after(self, epochs: int) -> bool:
         every = self.options.knn_freq
@@ -341,12 +332,3 @@ class Pretraining:
                 "the processes found different checkpoints: all machines must see the same --output_dir"
             )
         return first_step
-
-
-def _make_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write into --output_dir {folder}: {error.strerror}") from error

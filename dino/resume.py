@@ -10,7 +10,7 @@ from dino.distillation import SelfDistillation, teacher_of
 from dino.runtime import checkpoint
 from dino.runtime.backbones import load_backbone_weights
 from dino.runtime.options import UserError
-from dino.train import TrainOptions
+from dino.train_options import TrainOptions
 
 # With another value of these the checkpoint is of no use.
 _MUST_STAY = {"arch", "optimizer"}
@@ -43,6 +43,14 @@ def _resume(
     parts: SelfDistillation, content: Mapping[str, Any], folder: Path, options: TrainOptions
 ) -> tuple[checkpoint.Progress, list[str]]:
     changed = _changed_options(content.get("args"), options)
+    if changed.pop("init_from", None) and options.init_from:
+        raise UserError(
+            f"{folder} holds a run that did not start from {options.init_from}: leave out --init_from to continue "
+            "it, or give another --output_dir"
+        )
+    # The original's names for backbones are not all ours; whether its weights fit is seen below.
+    if "progress" not in content:
+        changed.pop("arch", None)
     for name in sorted(changed.keys() & _MUST_STAY):
         before, now = changed[name]
         raise UserError(

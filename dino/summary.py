@@ -13,7 +13,7 @@ from dino.plan import Plan
 from dino.runtime import distributed
 from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures
-from dino.train import TrainOptions, preset_text
+from dino.train_options import TrainOptions, preset_text
 
 
 def opening_lines(
@@ -35,7 +35,7 @@ def opening_lines(
     classes = f"in {len(pictures.classes)} classes" if pictures.labels is not None else "no labels"
     parameters = sum(parameter.numel() for parameter in student.backbone.parameters())
     local = f", {options.local_crops_number} x {options.local_crops_size} px"
-    preset = f"preset:    {options.preset}: {preset_text(options.preset)}"
+    preset = f"preset:    {options.preset}: {preset_text(options)}"
     return [
         *([preset] if options.preset != "paper" else []),
         f"pictures:  {len(pictures):,}, {classes}, from {options.data_path}",

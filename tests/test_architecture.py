@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LONGEST_FILE = 380
+LONGEST_FILE = 400
 
 # From the ground up: a module imports its own floor and those below it.
 FLOORS = [
@@ -20,12 +20,13 @@ FLOORS = [
         "dino." + name
         for name in (
             *("multicrop", "network", "head", "loss", "teacher", "schedules", "optimizer", "collapse"),
-            *("distillation", "loader", "memory"),
+            *("distillation", "loader", "memory", "train_options"),
         )
     ],
     ["dino.evaluation", "dino.attention", "dino.curves"],
     ["dino.monitor"],
-    ["dino." + name for name in ("train", "plan", "resume", "summary", "pretraining")],
+    ["dino." + name for name in ("plan", "resume", "summary", "pretraining")],
+    ["dino.train"],
 ]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from dino.pretraining import pretrain
 from dino.runtime import checkpoint, distributed
-from dino.train import TrainOptions
+from dino.train_options import TrainOptions
 from tests.dino.small_runs import TINY, rows, write_pictures
 
 ONE_EPOCH = {
@@ -151,6 +151,28 @@ def test_a_mistake_that_one_process_finds_ends_all_with_one_sentence(pictures, t
     ]
     assert "exitcode  : 2" in err or "exitcode: 2" in err
     assert "UserError" not in err
+
+
+DEMO = """
+import socket, sys
+def refuse(*_, **__): raise AssertionError("the demo asked for the network")
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+from dino.train import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_the_demo_needs_no_network_and_leaves_what_it_promises(tmp_path):
+    shorter = flags(epochs=1, warmup_epochs=1, batch_size_per_gpu=500, knn_max_pictures=200)
+    smaller = flags(global_crops_size=24, local_crops_size=16, local_crops_number=1, eval_size=32)
+    out, _ = run(
+        "-c", DEMO, "--preset", "tiny", "--data_path", "demo", *flags(output_dir=tmp_path), *shorter, *smaller
+    )
+    assert "20-NN accuracy: " in out and " % for the random network, " in out
+    assert len(rows(tmp_path)) == 1
+    for name in ("checkpoint.pth", "curves.png", "attention/epoch_0000.png", "attention/epoch_0001.png"):
+        assert (tmp_path / name).stat().st_size > 1000
 
 
 def test_console_commands_are_installed():

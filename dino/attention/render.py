@@ -7,7 +7,6 @@ edge when its sides are not multiples of the patch size. Nothing here paints on 
 
 import difflib
 import io
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dino.runtime.files import write_atomically
 from dino.runtime.options import UserError
 
 FloatArray = NDArray[np.float32]
@@ -200,17 +200,11 @@ def save_png(image: ByteArray, path: Path) -> None:
     """Write (rows, cols, 3) uint8 RGB as PNG; under its final name the file is whole or not there.
 
     Raises:
-        OSError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", compress_level=_PNG_COMPRESSION)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(buffer.getbuffer())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def _finite(maps: NDArray[Any]) -> FloatArray:

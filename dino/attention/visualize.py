@@ -6,6 +6,7 @@ Imports torch only when there is something to compute.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from dino.attention.render import (
     save_png,
 )
 from dino.attention.sheet import AttentionSheet
-from dino.runtime.images import BrokenImageError, decode, suffixes
+from dino.runtime.images import BrokenImageError, decode, is_picture_name
 from dino.runtime.options import UserError, command, option
+from dino.runtime.picture_files import files_in, files_matching, is_pattern
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +38,8 @@ _DESCRIPTION = """Draw the class token's attention, head by head.
 Writes img.png (the picture that the network saw), attn-head{j}.png, attn-mean.png, sheet.png (all of them,
 labelled) and with --threshold mask_th{threshold}_head{j}.png. For a folder or a pattern, each picture gets a
 subfolder of its own name."""
+
+_OWN_OUTPUT = re.compile(r"(img|sheet|attn-(mean|head\d+)|mask_th.+_head\d+)\.png")
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,10 @@ def run(options: VisualizeOptions) -> None:
 
 
 def find_pictures(image_path: str, output_dir: Path) -> list[tuple[Path, Path]]:
-    """The files that a path, a folder or a pattern names, each with the folder for its outputs.
+    """The pictures that a path, a folder or a pattern names, each with the folder for its outputs.
 
-    The files of a folder keep its tree below `output_dir`; what lies in `output_dir` already is not taken.
+    The pictures of a folder keep its tree below `output_dir`. Not taken are what this command has written before,
+    and what lies in an `output_dir` inside that folder.
 
     Raises:
         UserError: there is none.
@@ -121,23 +126,39 @@ def find_pictures(image_path: str, output_dir: Path) -> list[tuple[Path, Path]]:
     path = Path(image_path).expanduser()
     if path.is_file():
         return [(path, output_dir)]
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.suffix.lower() in suffixes() and file.is_file()]
-        files = [file for file in files if output_dir == path or output_dir not in file.parents]
-        if not files:
-            raise UserError(f"--image_path {image_path}: no pictures in this folder or below it")
-    else:
-        pattern = str(path.relative_to(path.anchor))
-        files = [file for file in Path(path.anchor).glob(pattern) if file.is_file()]
-        if not files:
-            raise UserError(
-                f"--image_path {image_path}: no such file or folder, nor a file that fits this pattern"
-            )
-    root = path if path.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
-    names = [file.relative_to(root) for file in sorted(files)]
+    files = [file for file in _files(path, image_path) if is_picture_name(file.name) and not _is_output(file)]
+    root = path if path.is_dir() else Path(os.path.commonpath([file.parent for file in files] or [path]))
+    names = _outside(output_dir, root, [file.relative_to(root) for file in sorted(files)])
+    if not names:
+        place = "in this folder or below it" if path.is_dir() else "fit this pattern"
+        raise UserError(f"--image_path {image_path}: no pictures {place}")
     times = Counter(name.with_suffix("") for name in names)
     folders = [name if times[name.with_suffix("")] > 1 else name.with_suffix("") for name in names]
     return [(root / name, output_dir / folder) for name, folder in zip(names, folders, strict=True)]
+
+
+def _files(path: Path, image_path: str) -> list[Path]:
+    try:
+        if path.is_dir():
+            return [path / file for file in files_in(path)]
+        if is_pattern(image_path):
+            return [Path(file) for file in files_matching(str(path))]
+    except OSError as error:
+        raise UserError(f"--image_path: cannot read {error.filename or path}: {error.strerror}") from error
+    raise UserError(f"--image_path {image_path}: no such file or folder")
+
+
+def _is_output(file: Path) -> bool:
+    siblings = (file.with_name(name) for name in ("sheet.png", "attn-mean.png"))
+    return _OWN_OUTPUT.fullmatch(file.name) is not None and all(sibling.exists() for sibling in siblings)
+
+
+def _outside(output_dir: Path, root: Path, names: list[Path]) -> list[Path]:
+    """The names, relative to `root`, without those in an `output_dir` inside it."""
+    root, output_dir = root.resolve(), output_dir.resolve()
+    if root not in output_dir.parents:
+        return names
+    return [name for name in names if not (root / name).is_relative_to(output_dir)]
 
 
 def _image_size(image_size: tuple[int, ...]) -> int | tuple[int, int] | None:
@@ -197,10 +218,7 @@ def _make_folder(folder: Path) -> None:
 def _write(folder: Path, layers: "Iterator[tuple[str, ByteArray]] | list[tuple[str, ByteArray]]") -> None:
     _make_folder(folder)
     for name, pixels in layers:
-        try:
-            save_png(pixels, folder / name)
-        except OSError as error:
-            raise UserError(f"cannot write {folder / name}: {error.strerror}") from error
+        save_png(pixels, folder / name)
 
 
 def _report(broken: list[BrokenImageError], count: int, output_dir: str) -> None:

@@ -25,7 +25,9 @@ class FeatureOptions:
     )
     checkpoint_key: str = option("teacher", "Which network of a full DINO checkpoint: teacher or student.")
     batch_size_per_gpu: int = option(128, "Pictures per forward pass.")
-    num_workers: int = option(10, "Loading processes, at most the usable cores; 0 = none.")
+    num_workers: int = option(
+        10, "Loading processes, at most the usable cores, half of them on a CPU; 0 = none."
+    )
     data_path: str = option(
         "/path/to/imagenet/",
         "Folder that holds train/ and val/, each with a folder per class; a torchvision set's name, or demo.",
@@ -65,7 +67,7 @@ def labelled_features(options: FeatureOptions) -> LabelledFeatures:
     from dino.evaluation.features import extract_features
     from dino.evaluation.labelled_sets import class_numbers, open_train_and_val
     from dino.runtime.backbones import create_backbone, load_backbone_weights
-    from dino.runtime.distributed import pick_device, pick_precision
+    from dino.runtime.distributed import pick_device, pick_precision, share_cores
 
     device = pick_device(options.device)
     train_pictures, val_pictures = open_train_and_val(options.data_path)
@@ -88,7 +90,7 @@ def labelled_features(options: FeatureOptions) -> LabelledFeatures:
         "batch_size": options.batch_size_per_gpu,
         "device": device,
         "precision": pick_precision(options.precision, device),
-        "num_workers": options.num_workers,
+        "num_workers": share_cores(device, options.num_workers),
     }
     backbone.to(device)
     train = extract_features(backbone, train_pictures, **settings, progress="train features")

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dino.runtime.checkpoint import save_atomically
+from dino.runtime.files import make_writable
 from dino.runtime.options import UserError
 
 _NAMES = ("trainfeat.pth", "trainlabels.pth", "testfeat.pth", "testlabels.pth")
@@ -26,14 +28,9 @@ def dump_features(
         F.normalize(torch.from_numpy(test), dim=1),
         torch.from_numpy(test_labels),
     )
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, tensor in zip(_NAMES, content, strict=True):
-            unfinished = Path(folder, f".{name}.tmp")
-            torch.save(tensor, unfinished)
-            unfinished.replace(Path(folder, name))
-    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
-        raise UserError(f"cannot write features to {folder}: {error}") from error
+    make_writable(Path(folder), "--dump_features")
+    for name, tensor in zip(_NAMES, content, strict=True):
+        save_atomically(tensor, Path(folder, name))
 
 
 def load_features(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -76,7 +76,7 @@ def extract_features(
         size: side of the square crop, in pixels.
         precision: of the forward pass, `fp32`, `bf16` or `fp16`; what comes back is float32.
         num_workers: processes that decode, at most one per usable core; 0 = this process.
-        progress: title of the progress bar, None = no bar.
+        progress: title of the progress bar, which stays unless it is below another; None = no bar.
 
     Raises:
         UserError: no picture can be read.
@@ -94,7 +94,14 @@ def extract_features(
     broken: list[str] = []
     class_token: list[np.ndarray] = []
     patch_mean: list[np.ndarray] = []
-    bar = tqdm(total=len(pictures), desc=progress, unit="img", disable=progress is None, dynamic_ncols=True)
+    bar = tqdm(
+        total=len(pictures),
+        desc=progress,
+        unit="img",
+        disable=progress is None,
+        leave=None,
+        dynamic_ncols=True,
+    )
     # no_grad and not inference_mode: a backbone may keep what it computes here (position features of a size),
     # and inference tensors cannot be trained with later.
     with bar, evaluating(backbone), torch.no_grad():

@@ -15,7 +15,7 @@ def open_train_and_val(data_path: str) -> tuple[Pictures, Pictures]:
         UserError: there is one set only, a set has no classes, or val has classes that train lacks.
     """
     train, val = open_pictures(data_path, split="train"), open_pictures(data_path, split="val")
-    if len(train) == len(val) and train.name(0) == val.name(0):
+    if are_one_set(train, val):
         raise UserError(
             f"--data_path {data_path} is one set of pictures; two are needed: a folder that holds train/ and val/, "
             "the name of a torchvision set, or demo"
@@ -25,6 +25,11 @@ def open_train_and_val(data_path: str) -> tuple[Pictures, Pictures]:
             raise UserError(f"the {half} pictures of {data_path} have no classes; give each class a folder")
     class_numbers(val.classes, train.classes)
     return train, val
+
+
+def are_one_set(first: Pictures, second: Pictures) -> bool:
+    """Whether two parts of some data are the same pictures: data without parts gives all of it for each."""
+    return len(first) == len(second) and first.name(0) == second.name(0)
 
 
 def class_numbers(names: list[str], known: list[str]) -> np.ndarray:

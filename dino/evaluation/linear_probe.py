@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dino.evaluation.benchmark import FeatureOptions, LabelledFeatures, labelled_features
 from dino.evaluation.scoring import balanced_accuracy, check_features
+from dino.runtime.files import make_writable, write_atomically
 from dino.runtime.options import UserError, command, option
 
 PROTOCOL = "logistic regression on cached features"
@@ -133,7 +134,8 @@ class LinearOptions(FeatureOptions):
 
 
 def run(options: LinearOptions) -> None:
-    output = _writable(options.output_dir)
+    output = Path(options.output_dir, "results.json")
+    make_writable(output.parent, "--output_dir")
     sets = labelled_features(options)
     results = {}
     for name, (train, test) in _inputs(sets).items():
@@ -144,7 +146,8 @@ def run(options: LinearOptions) -> None:
     print(f"{'features':<20} {'top-1':>7} {'balanced':>9} {'C':>8}")
     for name, result in results.items():
         print(f"{name:<20} {result.top1:>7.2f} {result.balanced:>9.2f} {result.chosen_c:>8g}")
-    _write(_report(options, sets, results), output)
+    text = json.dumps(_report(options, sets, results), indent=1) + "\n"
+    write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     print(f"written to {output}")
 
 
@@ -157,24 +160,6 @@ def _inputs(sets: LabelledFeatures) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             np.concatenate([val.class_token, val.patch_mean], axis=1),
         ),
     }
-
-
-def _writable(output_dir: str) -> Path:
-    """Path of the results. Asked before the work, so that none is lost."""
-    path = Path(output_dir, "results.json")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _temporary(path).touch()
-        _temporary(path).unlink()
-    except OSError as error:
-        raise UserError(
-            f"--output_dir {output_dir} cannot be written: {error.strerror}; name another"
-        ) from error
-    return path
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
 
 
 def _report(
@@ -198,15 +183,6 @@ def _report(
             for name, result in results.items()
         ],
     }
-
-
-def _write(report: dict[str, Any], path: Path) -> None:
-    """Whole or not at all."""
-    try:
-        _temporary(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        _temporary(path).replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def main() -> None:

@@ -19,3 +19,19 @@ def paired_difference(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[flo
     only_b = int((correct_b & ~correct_a).sum())
     p_value = scipy.stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     return 100 * (only_a - only_b) / len(correct_a), float(p_value)
+
+
+def paired_difference_over_runs(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[float, float]:
+    """The same for several runs of a and of b, judged on the same pictures; Wilcoxon's signed-rank test.
+
+    A picture counts once, with the sum of its differences over the runs: pictures that are hard for one run are
+    hard for the others, so counting every run's answers as new pictures would find differences by chance.
+
+    Args:
+        correct_a, correct_b: (runs, n) bool, for the same pictures in the same order.
+    """
+    if correct_a.shape != correct_b.shape or correct_a.ndim != 2 or not correct_a.size:
+        raise ValueError(f"both must be (runs, pictures), got {correct_a.shape} and {correct_b.shape}")
+    of_picture = (correct_a.astype(int) - correct_b).sum(axis=0)
+    p_value = scipy.stats.wilcoxon(of_picture).pvalue if of_picture.any() else 1.0
+    return 100 * float(of_picture.mean()) / len(correct_a), float(p_value)

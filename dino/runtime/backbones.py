@@ -18,6 +18,9 @@ from xcit.weights import LoadReport, WeightsError, load_weights
 # (width, heads) of DINO's vision transformers, all 12 blocks deep (DINO, table 1; DeiT).
 _VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
 
+# The original still takes these.
+_OLD_NAMES = {"deit_tiny": "vit_tiny", "deit_small": "vit_small"}
+
 # Published ViT files hold position embeddings for this size; other sizes are interpolated from it.
 _VIT_IMAGE_SIZE = 224
 
@@ -38,6 +41,7 @@ def create_backbone(arch: str, patch_size: int = 16, drop_path_rate: float = 0.0
     Raises:
         UserError: the name is not known; the nearest names are offered.
     """
+    arch = _OLD_NAMES.get(arch, arch)
     if arch in xcit.list_models(all=True):
         return xcit.create_model(arch, drop_path_rate=drop_path_rate)
     if arch in _VIT:

@@ -4,7 +4,6 @@ The layout is DINO's (`student`, `teacher`, `optimizer`, `epoch`, `args`, `dino_
 read our files and we resume from its; what exact resume needs besides lies under `progress`.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dino.runtime.files import write_atomically, writing
 from dino.runtime.options import UserError
 from xcit.weights import WeightsError, read_checkpoint
 
@@ -44,33 +44,34 @@ class Progress:
     totals: Mapping[str, float] | None = None
 
 
-def save_atomically(content: Mapping[str, Any], path: Path) -> None:
-    """Write to a temporary file beside `path` and rename: `path` holds the old content or the new, whole.
+def save_atomically(content: dict[str, Any] | Tensor, path: Path) -> None:
+    """`torch.save` that leaves at `path` the old content or the new, whole.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; `path` is unchanged.
     """
-    # The same name every time, so that what a killed writer leaves behind is overwritten and does not pile up.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+
+    def save(temporary: Path) -> None:
+        # To an open file: the system's own reason is lost when torch opens it.
         with temporary.open("wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}; what was there before is unchanged") from error
+            torch.save(content, file)
+
+    write_atomically(path, save)
 
 
-def save_latest(content: Mapping[str, Any], folder: Path) -> None:
-    """`checkpoint.pth`, keeping the one before beside it."""
+def save_latest(content: dict[str, Any], folder: Path) -> None:
+    """`checkpoint.pth`, keeping the one before beside it.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; no checkpoint is lost.
+    """
     latest = folder / NAME
     fresh = folder / _FRESH_NAME
     save_atomically(content, fresh)
-    if latest.exists():
-        latest.replace(folder / PREVIOUS_NAME)
-    fresh.replace(latest)
+    with writing(latest):
+        if latest.exists():
+            latest.replace(folder / PREVIOUS_NAME)
+        fresh.replace(latest)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -102,6 +103,8 @@ def load_latest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         except UserError as error:
             problems.append(str(error))
             continue
+        if name == PREVIOUS_NAME and not problems:
+            problems.append(f"there is no {folder / NAME}; to start anew remove {PREVIOUS_NAME} too")
         return content, f"{problems[0]}; resuming from {name}" if problems else None
     if problems:
         raise UserError(f"{'; '.join(problems)}; move it away to start anew")
@@ -155,7 +158,10 @@ def unpack(
     Raises:
         UserError: the file belongs to another architecture, or lacks a part.
     """
-    missing = [key for key in ("student", "teacher", "optimizer", "epoch", "dino_loss") if key not in content]
+    kinds = {"student": Mapping, "teacher": Mapping, "optimizer": Mapping, "epoch": int, "dino_loss": Mapping}
+    missing = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+    if not missing and not isinstance(content["dino_loss"].get("center"), Tensor):
+        missing = ["center"]
     if missing:
         raise UserError(
             f"the checkpoint has no {', '.join(missing)}: use --init_from to start from weights alone"
@@ -183,6 +189,11 @@ def unpack(
         knn_random=extra.get("knn_random"),
         totals=extra.get("totals") or None,
     )
+
+
+def _moments(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The original's LARS calls its momentum `mu`."""
+    return {"momentum_buffer" if name == "mu" else name: value for name, value in stored.items()}
 
 
 def _has_batch_norm(network: nn.Module) -> bool:
@@ -239,6 +250,9 @@ def _optimizer_state(
         )
     own = optimizer.state_dict()
     return {
-        "state": {number[theirs[int(index)]]: value for index, value in stored["state"].items()},
-        "param_groups": own["param_groups"],
+        "state": {number[theirs[int(index)]]: _moments(value) for index, value in stored["state"].items()},
+        "param_groups": [
+            {**ours, **{name: float(kept[name]) for name in ("lr", "weight_decay") if name in kept}}
+            for ours, kept in zip(own["param_groups"], stored["param_groups"], strict=True)
+        ],
     }

@@ -20,12 +20,22 @@ Item = TypeVar("Item")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def start(
-    device: torch.device, *, dist_url: str = "env://", timeout: timedelta = timedelta(minutes=30)
-) -> None:
-    """Join the other processes when torchrun started several; alone, do nothing."""
+def start(device: torch.device, *, dist_url: str = "env://", timeout: timedelta = timedelta(hours=3)) -> None:
+    """Join the other processes when torchrun started several; alone, do nothing.
+
+    Args:
+        timeout: how long a process waits for the others, who may be measuring k-NN; torchrun ends all of them
+            at once when one dies.
+
+    Raises:
+        UserError: the environment says that there are others, but not which of them this one is.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
+    if "RANK" not in os.environ:
+        raise UserError(
+            "WORLD_SIZE is set and RANK is not: start several processes with torchrun, or unset it"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -52,11 +62,6 @@ def world_size() -> int:
 
 def is_main() -> bool:
     return rank() == 0
-
-
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Writing files that a user asked for."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dino.runtime.options import UserError
@@ -18,3 +20,48 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path` and rename: `path` holds the old content or the new, whole.
+
+    Args:
+        write: writes the new content to the temporary path that it gets.
+
+    Raises:
+        UserError: the disk is full, the folder cannot be written or the like; `path` is unchanged.
+    """
+    # The same name every time, so that what a killed writer leaves behind is overwritten and does not pile up.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        # On a full disk torch's writer raises a RuntimeError of its own over the system's error.
+        hidden = error.__context__ if isinstance(error, RuntimeError) else None
+        reason = hidden if isinstance(hidden, OSError) else error
+        raise UserError(f"cannot write {path}: {reason}; what was there before is unchanged") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def make_writable(folder: Path, option: str) -> None:
+    """Make the folder where it is missing and try a file in it: asked before long work, so that none is lost.
+
+    Args:
+        option: what the user named the folder with, such as `--output_dir`.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {option} {folder}: {error.strerror or error}; name another folder"
+        ) from error

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import stat
 import struct
 import threading
 import warnings
@@ -15,11 +16,18 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-# A file of a few kilobytes can stand for billions of pixels; Pillow needs up to 5 bytes of memory for each.
-MAX_PIXELS = 512_000_000
+# A file of a few kilobytes can stand for billions of pixels. Each that is decoded takes up to 17 bytes until it
+# is RGB (24 in a WebP with alpha), so this is a matter of 2 to 3 GB.
+MAX_PIXELS = 128_000_000
+
+# A JPEG that is to be shrunk is opened, and may come below the limit of what is decoded.
+_MAX_PIXELS_OPENED = 4 * MAX_PIXELS
 
 # Formats that Pillow registers but cannot decode by itself; for EPS it runs Ghostscript on the file.
 _NOT_DECODED = frozenset({"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"})
+
+# An opened file of these holds a decoder, twice as large as the picture, for as long as it lives; a copy does not.
+_KEEP_THEIR_DECODER = ("WEBP", "AVIF")
 
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,7 +70,7 @@ def decode(file: Path | BinaryIO, name: str, *, at_least: int | None = None) -> 
     """
     with reading(name):
         if isinstance(file, Path):
-            with file.open("rb") as stream:
+            with _open_file(file) as stream:
                 return _decode_stream(stream, at_least)
         return _decode_stream(file, at_least)
 
@@ -79,6 +87,8 @@ def rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(page, image)
+    if image.mode == "RGB" and image.format not in _KEEP_THEIR_DECODER:
+        return image
     return image.convert("RGB")
 
 
@@ -114,6 +124,13 @@ def _formats() -> tuple[str, ...]:
     return tuple(form for form in Image.ID if form not in _NOT_DECODED)
 
 
+def _open_file(file: Path) -> BinaryIO:
+    mode = file.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe waits until somebody writes into it
+        raise BrokenImageError("", "a pipe or a device, not a file")
+    return file.open("rb")
+
+
 def _decode_stream(stream: BinaryIO, at_least: int | None) -> Image.Image:
     size = stream.seek(0, os.SEEK_END)
     if size == 0:
@@ -122,6 +139,8 @@ def _decode_stream(stream: BinaryIO, at_least: int | None) -> Image.Image:
         with Image.open(stream, formats=_formats()) as image:
             if at_least is not None:
                 image.draft(None, (2 * at_least, 2 * at_least))
+            if image.width * image.height > MAX_PIXELS:
+                raise BrokenImageError("", _too_large(image.width * image.height))
             image.load()
             return rgb(image)
     except (OSError, SyntaxError, EOFError, struct.error) as error:
@@ -148,11 +167,12 @@ def _upright(image: Image.Image) -> Image.Image:
 def _grey_8_bit(image: Image.Image) -> Image.Image:
     """Wide grey to L. Pillow's own conversion clips: everything above 255 becomes white.
 
-    16 bits are scaled by their range. Integers and floats have none that is certain: it is taken to end at
-    the first of 1 (floats), 255 and 65535 that holds all values, else at the largest value.
+    16 bits are scaled by their range, to which Pillow has scaled the integers of a PGM. Other integers and
+    floats have none that is certain: it is taken to end at the first of 1 (floats), 255 and 65535 that holds
+    all values, else at the largest value.
     """
     values = np.asarray(image)
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         top = 65535.0
     else:
         values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
@@ -184,7 +204,7 @@ def _from_profile(image: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         pixels = int(cast(re.Match[str], re.search(r"\d+", str(error)))[0])
-        return f"{pixels / 1e6:.0f} Mpx, the limit is {MAX_PIXELS / 1e6:.0f} Mpx"
+        return _too_large(pixels)
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow can read"
     if isinstance(error, MemoryError):
@@ -192,6 +212,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return f"damaged: {error or type(error).__name__}"
+
+
+def _too_large(pixels: int) -> str:
+    return f"{pixels / 1e6:.0f} Mpx, the limit is {MAX_PIXELS / 1e6:.0f} Mpx"
 
 
 class _QuietPillow:
@@ -212,7 +236,7 @@ class _QuietPillow:
                 self._restore.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore")
                 self._restore.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-                Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses what is over twice this
+                Image.MAX_IMAGE_PIXELS = _MAX_PIXELS_OPENED // 2  # Pillow refuses what is over twice this
             self._inside += 1
 
     def __exit__(self, *exception: object) -> None:

@@ -1,12 +1,11 @@
 """Collections of pictures, and the one door to all of them: everything that `--data_path` takes."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL.Image import Image
 
 from dino.runtime.images import is_picture_name, suffixes
@@ -14,10 +13,11 @@ from dino.runtime.options import UserError
 
 Split = Literal["train", "val"]
 
-_VAL_FOLDERS = ("val", "validation", "test")
+# What folders and data sets call the part to score on, best first.
+VAL_NAMES = ("val", "valid", "validation", "test")
+
 _COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".bmp", ".gif")
 _COMPRESSED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
-_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 class Pictures(ABC):
@@ -52,14 +52,34 @@ class Pictures(ABC):
         """
 
 
+class Spread(Pictures):
+    """At most `count` of a set's pictures, evenly spaced over it, so that sorted classes all have their part."""
+
+    def __init__(self, whole: Pictures, count: int) -> None:
+        self.whole = whole
+        self.indices = np.linspace(0, len(whole) - 1, min(count, len(whole))).round().astype(int).tolist()
+        self.classes = whole.classes
+        self.labels = None if whole.labels is None else [whole.labels[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.whole.name(self.indices[index])
+
+    def picture(self, index: int, *, at_least: int | None = None) -> Image:
+        return self.whole.picture(self.indices[index], at_least=at_least)
+
+
 def open_pictures(data_path: str, *, split: Split = "train") -> Pictures:
     """The pictures that `data_path` stands for; the first of these that fits:
 
     - `demo`: the embedded pictures, `dino.runtime.demo_pictures` (a folder of that name is `./demo`);
     - a folder, nested or flat: with pictures in two or more of its subfolders and none outside, these are the
-      classes. Of a folder that holds `train/` and `val/` (or `validation/`, `test/`), the one for `split`.
-      Of a folder that holds no pictures but `.tar` files, these as shards;
-    - a list: `.txt` with a path per line, optionally a tab and a class; `.csv` with columns path and class;
+      classes. Of a folder that holds `train/` and `val/` (or `valid/`, `validation/`, `test/`), the one for `split`.
+      Of a folder that holds no pictures but `.tar` files, there or below, these as shards;
+    - a list: `.txt` with a path per line, optionally a tab and a class; `.csv` with columns path and class,
+      with or without a header, separated by commas, semicolons or tabs;
     - a `.tar` file, in the layout of WebDataset: `key.jpg` and optionally `key.cls`;
     - a pattern, `photos/**/*.jpg` or `shards-{000..009}.tar`;
     - the name of a torchvision set, `CIFAR10` or `CIFAR10:/its/root`, downloaded when it is not there.
@@ -109,7 +129,9 @@ def _open(data_path: str, split: Split) -> Pictures:
         return _open_folder(path, split)
     if path.is_file():
         return _open_file(path)
-    if has_magic(data_path) or _BRACES.search(data_path):
+    from dino.runtime.picture_files import is_pattern
+
+    if is_pattern(data_path):
         return _open_pattern(str(path))
 
     from dino.runtime.torchvision_sets import open_torchvision_set
@@ -124,24 +146,24 @@ def _open_folder(folder: Path, split: Split) -> Pictures:
     pictures = pictures_in(folder)
     if len(pictures):
         return pictures
-    shards = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    files = list(files_in(folder))
+    shards = [folder / file for file in files if _is_shard_name(file)]
     if shards:
         return _open_shards(shards)
-    seen = sum(1 for _ in files_in(folder))
-    raise UserError(f"no pictures in {folder}: {seen} files seen; {_what_is_read()}")
+    raise UserError(f"no pictures in {folder}: {len(files)} files seen; {_what_is_read()}")
 
 
 def _folder_of_split(folder: Path, split: Split) -> Path:
     visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     folders = {entry.name.lower(): entry for entry in visible if entry.is_dir()}
-    held_out = [folders[name] for name in _VAL_FOLDERS if name in folders]
+    held_out = [folders[name] for name in VAL_NAMES if name in folders]
     train_is_a_class = not held_out and len(folders) > 1
     if "train" not in folders or train_is_a_class or any(is_picture_name(entry.name) for entry in visible):
         return folder
     if split == "train":
         return folders["train"]
     if not held_out:
-        raise UserError(f"{folder} holds train/ but none of {', '.join(f'{name}/' for name in _VAL_FOLDERS)}")
+        raise UserError(f"{folder} holds train/ but none of {', '.join(f'{name}/' for name in VAL_NAMES)}")
     return held_out[0]
 
 
@@ -151,7 +173,7 @@ def _open_file(path: Path) -> Pictures:
     suffix = path.suffix.lower()
     if suffix in (".txt", ".csv"):
         return read_list(path)
-    if suffix == ".tar":
+    if _is_shard_name(path.name):
         return _open_shards([path])
     if suffix in _COMPRESSED:
         raise UserError(
@@ -170,37 +192,24 @@ def _open_shards(shards: Sequence[Path]) -> Pictures:
 
 
 def _open_pattern(pattern: str) -> Pictures:
-    from dino.runtime.picture_files import PictureFiles
+    from dino.runtime.picture_files import PictureFiles, files_matching
 
-    files: list[str] = []
-    for part in _expand_braces(pattern):
-        if has_magic(part):
-            files += sorted(glob(part, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        elif Path(part).exists():
-            files.append(part)
-        else:
-            raise UserError(f"{part}, which {pattern} stands for, does not exist")
-    shards = [Path(file) for file in files if file.lower().endswith(".tar")]
+    files = files_matching(pattern)
+    shards = [Path(file) for file in files if _is_shard_name(file)]
+    pictures = [file for file in files if is_picture_name(file)]
+    if shards and pictures:
+        raise UserError(
+            f"{pattern} matches {len(pictures)} pictures and {len(shards)} .tar files; give either kind alone"
+        )
     if shards:
         return _open_shards(shards)
-    pictures = [file for file in files if is_picture_name(file)]
     if not pictures:
         raise UserError(f"no pictures match {pattern}: {len(files)} files do; {_what_is_read()}")
     return PictureFiles(Path(), pictures)
 
 
-def _expand_braces(pattern: str) -> list[str]:
-    """`a{08..10}` to a08, a09, a10 and `a{b,c}` to ab, ac, as a shell does; several in one pattern too."""
-    braces = _BRACES.search(pattern)
-    if braces is None:
-        return [pattern]
-    first, last, words = braces.groups()
-    if words is not None:
-        choices = words.split(",")
-    else:
-        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    rest = _expand_braces(pattern[braces.end() :])
-    return [pattern[: braces.start()] + choice + tail for choice in choices for tail in rest]
+def _is_shard_name(name: str) -> bool:
+    return name.lower().endswith(".tar")
 
 
 def _what_is_read() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dino.runtime.files import writing
+from dino.runtime.files import write_atomically, writing
 
 NAME = "log.txt"
 PREVIOUS_NAME = "log.previous.txt"
@@ -22,15 +22,18 @@ _LINE = "{desc}: {n_fmt}/{total_fmt} steps, {remaining} left{postfix}"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `log.txt`, oldest first; a half-written last line is left out."""
+    """The rows of `log.txt`, oldest first, up to the first line that is none, such as a half-written last one."""
     rows: list[dict[str, Any]] = []
     path = folder / NAME
     if path.exists():
         for line in path.read_text(errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError:
                 break
+            if not isinstance(row, dict):
+                break
+            rows.append(row)
     return rows
 
 
@@ -120,8 +123,6 @@ class RunLog:
 
     def step(self, epoch: int, loss: float) -> None:
         """One step is done."""
-        if self._bar is None:
-            self.start()
         if not self._active:
             return
         self._bar.set_description_str(f"epoch {epoch}", refresh=False)
@@ -165,9 +166,7 @@ class RunLog:
                 if self.path.read_text(errors="replace") == text:
                     return
                 shutil.copyfile(self.path, self.path.with_name(PREVIOUS_NAME))
-            temporary = self.path.with_name(f".{NAME}.tmp")
-            temporary.write_text(text)
-            temporary.replace(self.path)
+        write_atomically(self.path, lambda temporary: temporary.write_text(text))
 
 
 class _Lines:

@@ -6,7 +6,7 @@ are those of a folder, at the price of reading through the headers of every shar
 
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -34,7 +34,8 @@ class _Member(NamedTuple):
 class TarPictures(Pictures):
     """The pictures in the shards, possibly none, in the order of the shards and of their members.
 
-    Labels are those of `key.cls` beside `key.jpg`, when every picture has one.
+    Labels are those of `key.cls` beside `key.jpg`, when every picture has one. Other pictures beside `key.jpg`,
+    such as `key.seg.png` or `key.png`, are left out.
 
     Raises:
         UserError: a shard cannot be indexed, or some pictures have a label and others none.
@@ -42,13 +43,14 @@ class TarPictures(Pictures):
 
     def __init__(self, shards: Sequence[Path]) -> None:
         self._shards = list(shards)
-        self._pictures: list[_Member] = []
+        pictures: list[_Member] = []
         names = {}
         for member in _index(self._shards):
             if is_picture_name(member.name):
-                self._pictures.append(member)
+                pictures.append(member)
             elif member.name.endswith(_LABEL_SUFFIX):
                 names[_key(member)] = _read(self._shards, member).decode(errors="replace").strip()
+        self._pictures = _one_of_each_sample(pictures)
         labelled = [names[_key(picture)] for picture in self._pictures if _key(picture) in names]
         if 0 < len(labelled) < len(self._pictures):
             raise UserError(
@@ -87,8 +89,17 @@ def _key(member: _Member) -> tuple[int, str]:
     return member.shard, folder + slash + file.partition(".")[0]
 
 
+def _one_of_each_sample(pictures: Sequence[_Member]) -> list[_Member]:
+    """Without those beside a `key.jpg`; where a sample has none, its names may just hold dots, and all stay."""
+    plain: dict[tuple[int, str], _Member] = {}
+    for picture in pictures:
+        if picture.name.rpartition("/")[2].count(".") == 1:
+            plain.setdefault(_key(picture), picture)
+    return [picture for picture in pictures if plain.get(_key(picture), picture) is picture]
+
+
 def _index(shards: Sequence[Path]) -> Iterator[_Member]:
-    """Every visible file in the shards."""
+    """Every visible file in the shards, also under the other names that hard links give it."""
     total = sum(shard.stat().st_size for shard in shards)
     done = 0
     quiet = not is_main()
@@ -96,12 +107,26 @@ def _index(shards: Sequence[Path]) -> Iterator[_Member]:
         total=total, desc="indexing shards", unit="B", unit_scale=True, delay=2, leave=False, disable=quiet
     ) as bar:
         for number, shard in enumerate(shards):
+            files: dict[str, _Member] = {}
             for header in _headers(shard):
                 bar.update(done + header.offset_data + header.size - bar.n)
-                hidden = header.name.rpartition("/")[2].startswith(".")
-                if header.isreg() and not header.issparse() and not hidden:
-                    yield _Member(number, header.name, header.offset_data, header.size)
+                if header.isreg() and not header.issparse():
+                    files[header.name] = _Member(number, header.name, header.offset_data, header.size)
+                elif header.islnk():
+                    files[header.name] = _linked(files, header, shard)
+                else:
+                    continue
+                if not header.name.rpartition("/")[2].startswith("."):
+                    yield files[header.name]
             done += shard.stat().st_size
+
+
+def _linked(files: Mapping[str, _Member], link: tarfile.TarInfo, shard: Path) -> _Member:
+    if link.linkname not in files:
+        raise UserError(
+            f"shard {shard}: {link.name} is a hard link to {link.linkname}, which is not before it: make it again"
+        )
+    return files[link.linkname]._replace(name=link.name)
 
 
 def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
@@ -112,7 +137,7 @@ def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
                 yield header
                 count += 1
                 cast(Any, tar).members = []  # it would keep all of them: a gigabyte for a million
-            _check_end(tar)
+            _check_end(tar, shard)
     except tarfile.TarError as error:
         with shard.open("rb") as stream:
             compressed = stream.read(6).startswith(_COMPRESSED)
@@ -124,9 +149,14 @@ def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
         raise UserError(f"shard {shard} {problem}") from error
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
-    """tarfile takes a damaged header for the end of the archive; the real end is zeros."""
+def _check_end(tar: tarfile.TarFile, shard: Path) -> None:
+    """tarfile takes a damaged header for the end of the archive; the real end is zeros, up to that of the file."""
     stream = cast(BinaryIO, tar.fileobj)
     stream.seek(tar.offset)
     if any(stream.read(tarfile.BLOCKSIZE)):
         raise tarfile.ReadError("bad header")
+    while rest := stream.read(1 << 20):
+        if rest.strip(b"\0"):
+            raise UserError(
+                f"shard {shard} goes on after its end, as joined archives do: make one archive of them"
+            )

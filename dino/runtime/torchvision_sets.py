@@ -15,12 +15,12 @@ from filelock import FileLock
 
 from dino.runtime.images import BrokenImageError, reading, rgb
 from dino.runtime.options import UserError
-from dino.runtime.pictures import Pictures, Split
+from dino.runtime.pictures import VAL_NAMES, Pictures, Split
 
 # What the sets call the part to train on and the part to score on, best first.
 _SPLITS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "trainval", "train-standard"),
-    "val": ("val", "valid", "validation", "test"),
+    "val": VAL_NAMES,
 }
 
 # Where the sets keep the label of every picture; the last two hold (path, label).
@@ -57,6 +57,11 @@ def open_torchvision_set(data_path: str, split: Split) -> TorchvisionPictures:
     name, _, root = data_path.partition(":")
     known = _known_sets()
     if name not in known:
+        others = {other.lower(): other for other in torchvision.datasets.__all__ if other not in known}
+        if name.lower() in others:
+            raise UserError(
+                f"torchvision cannot download {others[name.lower()]}: give the folder that holds it"
+            )
         lower = {known_name.lower(): known_name for known_name in known}
         nearest = [lower[match] for match in difflib.get_close_matches(name.lower(), lower)]
         raise UserError(

@@ -34,6 +34,7 @@ def test_before_and_after_are_what_the_run_itself_saw(data, tmp_path, capsys):
     assert (knn["before"], knn["after"]) == pytest.approx((logged["knn_random"], logged["knn"]))
     assert knn["difference"] == pytest.approx(knn["after"] - knn["before"])
     assert pooled["20-NN, class token"]["after"] == pytest.approx(knn["after"])
+    assert pooled["20-NN, class token"]["difference"] == pytest.approx(knn["difference"])
     assert "20-NN, class token" in capsys.readouterr().out
 
 
@@ -53,3 +54,5 @@ def test_a_folder_without_a_run_is_refused(data, tmp_path):
     for runs, said in ((), "--runs"), ((str(tmp_path),), "no checkpoint in"):
         with pytest.raises(UserError, match=said):
             compare(LearningOptions(runs=runs, data_path=str(data)))
+    with pytest.raises(UserError, match="cannot write /nowhere/report.json"):
+        compare(LearningOptions(runs=(str(tmp_path),), output="/nowhere/report.json"))

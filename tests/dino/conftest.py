@@ -13,7 +13,7 @@ def quick(monkeypatch):
     """One thread, and none of the pictures of numbers, which take longer than the training."""
     monkeypatch.setattr(distributed, "usable_cores", lambda: 1)
     monkeypatch.setattr(run_log, "_tensorboard", lambda folder: None)
-    monkeypatch.setattr(pretraining, "write_curves", lambda *_: None)
+    monkeypatch.setattr(pretraining, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from PIL import Image
 from dino.distillation import SelfDistillation
 from dino.pretraining import pretrain
 from dino.runtime import checkpoint
-from dino.train import TrainOptions
+from dino.train_options import TrainOptions
 
 CPU = torch.device("cpu")
 

@@ -112,10 +112,11 @@ def test_sgd_and_lars_train(name):
     assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
-def test_lars_takes_a_step_in_proportion_to_the_weights():
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-6])
+def test_lars_takes_a_step_in_proportion_to_the_weights(weight_decay):
     weight = nn.Parameter(torch.full((2, 2), 3.0))
     optimizer = create_optimizer("lars", [{"params": [weight]}, {"params": [], "weight_decay": 0.0}])
-    set_rates(optimizer, 1.0, 1e-6)
+    set_rates(optimizer, 1.0, weight_decay)
     weight.grad = torch.full((2, 2), 1e4)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full((2, 2), 3.0 * (1 - 1e-3)))

@@ -5,9 +5,10 @@ import pytest
 import torch
 from timm.layers import DropPath
 
-from dino.plan import check_options, create_distillation, create_plan
+from dino.multicrop import View
+from dino.plan import check_options, create_distillation, create_multicrop, create_plan
 from dino.runtime.options import UserError
-from dino.train import PRESETS, TrainOptions
+from dino.train_options import PRESETS, TrainOptions
 
 TINY = TrainOptions(
     arch="xcit_pico_3_p8",
@@ -51,7 +52,7 @@ def test_the_presets_are_accepted(preset):
     check_options(dataclasses.replace(TrainOptions(), **PRESETS[preset]))
 
 
-COUNTS = ("out_dim", "epochs", "batch_size_per_gpu", "global_crops_size", "local_crops_size")
+COUNTS = ("epochs", "batch_size_per_gpu", "global_crops_size", "local_crops_size")
 WIDTHS = ("head_hidden_dim", "bottleneck_dim", "patch_size", "knn_max_pictures")
 NOT_NEGATIVE = ("local_crops_number", "num_workers", "clip_grad", "koleo_weight", "freeze_last_layer", "seed")
 RATES = ("lr", "min_lr", "weight_decay", "weight_decay_end", "blur", "eval_size")
@@ -62,6 +63,8 @@ RATES = ("lr", "min_lr", "weight_decay", "weight_decay_end", "blur", "eval_size"
     [
         *((name, 0, "must be 1 or more, got 0") for name in (*COUNTS, *WIDTHS)),
         *((name, -1, "must be 0 or more, got -1") for name in (*NOT_NEGATIVE, *RATES)),
+        ("out_dim", 1, "must be 2 or more, got 1"),
+        ("seed", 2**63, f"must be below 2^63, got {2**63}"),
         ("lr", float("nan"), "must be 0 or more, got nan"),
         ("warmup_epochs", 101, "must lie between 0 and --epochs (100), got 101"),
         ("warmup_epochs", -1, "must lie between 0 and --epochs (100), got -1"),
@@ -84,6 +87,46 @@ def test_what_cannot_work_is_refused(name, value, rule):
     options = dataclasses.replace(TrainOptions(), **{name: value})
     with pytest.raises(UserError, match=f"^{re.escape(f'--{name} {rule}')}$"):
         check_options(options)
+
+
+def test_the_views_are_what_the_options_ask_for():
+    options = dataclasses.replace(
+        TrainOptions(),
+        global_crops_size=48,
+        global_crops_scale=(0.5, 0.9),
+        local_crops_number=3,
+        local_crops_size=24,
+        local_crops_scale=(0.1, 0.3),
+        color_jitter=(0.1, 0.2, 0.3, 0.4),
+        grayscale=0.7,
+        blur=0.5,
+    )
+    colours = {"jitter": (0.1, 0.2, 0.3, 0.4), "grayscale": 0.7}
+    assert create_multicrop(options).views == [
+        View(48, (0.5, 0.9), blur=0.5, solarize=0.0, **colours),
+        View(48, (0.5, 0.9), blur=0.05, solarize=0.2, **colours),
+        *[View(24, (0.1, 0.3), blur=0.25, solarize=0.0, **colours)] * 3,
+    ]
+    papers = [(view.size, view.scale, view.blur) for view in create_multicrop(TrainOptions()).views]
+    assert papers == [(224, (0.4, 1.0), 1.0), (224, (0.4, 1.0), 0.1), *[(96, (0.05, 0.4), 0.5)] * 8]
+
+
+def test_the_method_is_what_the_options_ask_for():
+    options = dataclasses.replace(
+        TINY,
+        centering="sinkhorn_knopp",
+        koleo_weight=0.3,
+        clip_grad=1.5,
+        optimizer="sgd",
+        use_bn_in_head=True,
+    )
+    parts = create_distillation(options, CPU, "bf16")
+    assert (parts.centering, parts.koleo_weight, parts.clip_grad) == ("sinkhorn_knopp", 0.3, 1.5)
+    assert isinstance(parts.optimizer, torch.optim.SGD) and parts.precision == "bf16"
+    assert any(isinstance(module, torch.nn.BatchNorm1d) for module in parts.student.head.modules())
+    assert parts.student.head.last_layer.weight_v.shape == (16, 4)
+    default = create_distillation(TINY, CPU, "fp32")
+    assert (default.centering, default.koleo_weight, default.clip_grad) == ("center", 0.0, 3.0)
 
 
 def test_student_and_teacher_start_alike_and_only_the_student_drops_paths():

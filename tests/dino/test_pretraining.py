@@ -1,5 +1,6 @@
 """Whole runs of a tiny network on a few pictures: what they write, and what stops them."""
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -45,6 +46,51 @@ def test_a_run_writes_checkpoints_log_curves_and_attention_sheets(finished):
     content = load(finished)
     assert content["epoch"] == 2
     assert all(name.startswith(("module.backbone.", "module.head.")) for name in content["student"])
+
+
+def test_the_first_lines_say_what_the_run_understood_and_the_last_what_came_out(tmp_path, pictures, capsys):
+    pretrain(tiny(pictures, tmp_path, batch_size_per_gpu=8, lr=0.32))
+    out = capsys.readouterr().out
+    assert f"pictures:  16, in 2 classes, from {pictures}\n" in out
+    assert "backbone:  xcit_pico_3_p8, 0.6 M parameters; 16 prototypes\n" in out
+    assert "views:     2 x 16 px, 1 x 16 px\n" in out
+    assert "steps:     2 epochs x 2 steps = 4 steps, of 8 pictures\n" in out
+    assert "rates:     learning rate 0.32 x 8 / 256 = 0.01 at its peak\n" in out
+    assert re.search(r"computing: cpu, fp32, about 0\.\d+ GiB of memory for a step of a process\n", out)
+    before, after = (rows(tmp_path)[-1][name] for name in ("knn_random", "knn"))
+    closing = f"20-NN accuracy: {before:.1f} % for the random network, {after:.1f} % after the training\n"
+    assert out.endswith(
+        f"{closing}checkpoint.pth, best_knn.pth, log.txt, attention: in {tmp_path.resolve()}\n"
+    )
+
+
+def test_files_are_kept_and_looks_taken_as_often_as_asked(tmp_path, pictures):
+    pretrain(tiny(pictures, tmp_path, epochs=5, saveckp_freq=2, knn_freq=2))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint0*")) == [
+        f"checkpoint000{epoch}.pth" for epoch in (0, 2, 4)
+    ]
+    assert [load(tmp_path, f"checkpoint000{epoch}.pth")["epoch"] for epoch in (0, 2, 4)] == [1, 3, 5]
+    assert ["knn" in row for row in rows(tmp_path)] == [False, True, False, True, True]
+    sheets = sorted(path.name for path in (tmp_path / "attention").iterdir())
+    assert sheets == [f"epoch_000{epochs}.png" for epochs in (0, 2, 4, 5)]
+
+
+def test_the_best_network_is_kept(tmp_path, pictures, monkeypatch):
+    accuracies = {0: 99.0, 1: 40.0, 2: 60.0, 3: 60.0, 4: 50.0}  # the random network's is no candidate
+    monkeypatch.setattr(Monitor, "look", lambda self, backbone, *, epochs: {"knn": accuracies[epochs]})
+    pretrain(tiny(pictures, tmp_path, epochs=4))
+    best = load(tmp_path, "best_knn.pth")
+    assert (best["epoch"], best["progress"]["best_knn"]) == (2, 60.0)
+    assert load(tmp_path)["progress"]["best_knn"] == 60.0
+
+
+def test_k_nn_is_judged_on_the_pictures_and_at_the_size_asked_for(tmp_path, pictures):
+    data = tmp_path / "data"
+    write_pictures(data / "train", count=30, seed=2)
+    write_pictures(data / "val", count=20, seed=3)
+    pretrain(tiny(pictures, tmp_path / "run", epochs=1, knn_data=str(data), eval_size=24))
+    expected = knn_of(tmp_path / "run", data / "train", data / "val", exclude_self=False, size=24)
+    assert rows(tmp_path / "run")[0]["knn"] == pytest.approx(expected)
 
 
 def test_logged_rates_are_means_over_the_epoch(finished):
@@ -107,14 +153,14 @@ def test_a_validation_folder_is_judged_by_the_training_folder(tmp_path, pictures
     assert (tmp_path / "run" / "best_knn.pth").exists()
 
 
-def knn_of(run, train, test, *, exclude_self):
+def knn_of(run, train, test, *, exclude_self, size=16):
     """20-NN accuracy of the run's teacher, from its file; a class is its name."""
     backbone = create_backbone("xcit_pico_3_p8")
     load_backbone_weights(backbone, run / "checkpoint.pth")
     names = sorted(folder.name for folder in train.iterdir())
     arrays = []
     for path in (train, test):
-        features = extract_features(backbone, open_pictures(str(path)), size=16, progress=None)
+        features = extract_features(backbone, open_pictures(str(path)), size=size, progress=None)
         arrays += [features.class_token, np.array([names.index(Path(n).parent.name) for n in features.names])]
     return knn_accuracy(*arrays, ks=(20,), exclude_self=exclude_self)[20].top1
 

@@ -13,6 +13,7 @@ from dino import pretraining
 from dino.distillation import SelfDistillation
 from dino.monitor import Monitor
 from dino.pretraining import Pretraining, pretrain
+from dino.runtime import checkpoint, distributed
 from dino.runtime.options import UserError
 from dino.runtime.pictures import open_pictures
 from tests.dino.small_runs import (
@@ -46,7 +47,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
                     Monitor, "look", lambda *a, epochs: killed_if(epochs) or look(*a, epochs=epochs)
                 )
             else:
-                patch.setattr(pretraining, "write_curves", lambda *_: killed_if(True))
+                patch.setattr(pretraining, "draw_curves", lambda *_: killed_if(True))
             pretrain(options)
     pretrain(options)
     assert "resumed:" in capsys.readouterr().out
@@ -76,6 +77,37 @@ def test_variants_train_and_resume(changes, tmp_path, pictures):
     run_until_killed(options, 2)
     pretrain(options)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
+def test_loading_processes_change_nothing_in_a_killed_run(tmp_path, pictures, finished, monkeypatch):
+    monkeypatch.setattr(distributed, "share_cores", lambda device, num_workers: num_workers)
+    options = tiny(pictures, tmp_path, save_every_minutes=1e-9, num_workers=2)
+    run_until_killed(options, 5)
+    pretrain(options)
+    found = load(tmp_path)
+    assert found["args"]["num_workers"] == 2
+    assert_same(found["teacher"], load(finished)["teacher"])
+    assert rows(tmp_path) == rows(finished)
+
+
+def test_a_kill_among_the_files_of_an_epoch_loses_none_of_them(tmp_path, pictures, finished, monkeypatch):
+    save = checkpoint.save_atomically
+
+    def save_and_die(content, path):
+        save(content, path)
+        killed_if(path.name == "checkpoint0001.pth")
+
+    options = tiny(pictures, tmp_path, saveckp_freq=1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "save_atomically", save_and_die)
+        pretrain(options)
+    (tmp_path / "checkpoint0001.pth").unlink()
+    pretrain(options)
+    assert_same_run(tmp_path, finished)
+    for name, epochs in {"checkpoint0000.pth": 1, "checkpoint0001.pth": 2, "checkpoint.pth": 2}.items():
+        assert load(tmp_path, name)["epoch"] == epochs
+    assert_same(load(tmp_path, "best_knn.pth")["teacher"], load(finished, "best_knn.pth")["teacher"])
 
 
 def test_a_finished_run_trains_nothing_and_says_so(tmp_path, pictures, finished, monkeypatch, capsys):
@@ -146,6 +178,20 @@ def test_init_from_fills_student_and_teacher(tmp_path, pictures, finished):
         assert "tensors loaded from" in run.notes[0]
 
 
+def test_init_from_does_not_fit_a_folder_that_holds_another_run(tmp_path, pictures, finished):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"holds a run that did not start from nowhere\.pth: leave out --init_from"
+    ):
+        pretrain(tiny(pictures, folder, init_from="nowhere.pth"))
+    weights = tmp_path / "zoo.pth"
+    torch.save(xcit.create_model("xcit_pico_3_p8").state_dict(), weights)
+    begun = tiny(pictures, tmp_path / "begun", init_from=str(weights), save_every_minutes=1e-9, knn_freq=0)
+    run_until_killed(begun, 2)
+    pretrain(begun)  # the same command continues
+    assert load(tmp_path / "begun")["epoch"] == 2
+
+
 def test_init_from_another_architecture_is_refused(tmp_path, pictures):
     torch.save(xcit.create_model("xcit_nano_12_p16").state_dict(), tmp_path / "nano.pth")
     with pytest.raises(UserError, match=r"nano\.pth"):
@@ -173,9 +219,7 @@ def test_a_checkpoint_of_the_original_resumes(tmp_path, pictures, finished, caps
         **{key: content[key] for key in ("student", "teacher", "dino_loss")},
         "optimizer": {"state": state, "param_groups": groups},
         "epoch": 1,
-        "args": argparse.Namespace(
-            arch="xcit_pico_3_p8", optimizer="adamw", epochs=100, global_crops_scale=[0.4, 1.0]
-        ),
+        "args": argparse.Namespace(arch="xcit", optimizer="adamw", epochs=100, global_crops_scale=[0.4, 1.0]),
         "fp16_scaler": None,
     }
     torch.save(original, tmp_path / "checkpoint.pth")

@@ -196,7 +196,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         save_png(picture(3, 3, seed=1), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

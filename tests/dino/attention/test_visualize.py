@@ -1,5 +1,6 @@
 """The command: which files it reads, which it writes, and what it says to mistakes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,11 +112,57 @@ def test_a_pattern_finds_files_and_pictures_of_one_stem_do_not_overwrite_each_ot
     assert found == [(tmp_path / file, out / folder) for file, folder in expected.items()]
 
 
+@pytest.mark.parametrize("pattern", ["**.png", "*", "{a,b}.png", "**/*.*"])
+def test_a_pattern_takes_visible_pictures_only(tmp_path: Path, pattern: str):
+    for name in ("a.png", "b.png", "._a.png"):
+        save_picture(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    assert [file.name for file, _ in find_pictures(f"{tmp_path}/{pattern}", tmp_path / "out")] == [
+        "a.png",
+        "b.png",
+    ]
+    assert [file.name for file, _ in find_pictures(f"{tmp_path}", tmp_path / "out")] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("image_path", [".", "**/*.png", "photos"])
+def test_a_second_run_draws_what_the_first_one_drew(tmp_path: Path, monkeypatch, image_path: str):
+    for name in ("a.png", "img.png", "photos/b.png", "photos/sheet.png"):
+        save_picture(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    first = find_pictures(image_path, Path())
+    for folder in [folder for _, folder in first] + [Path("photos/b")]:
+        for name in [*ALWAYS, "mask_th0.6_head0.png"]:
+            save_picture(folder / name, 2, 2)
+    assert find_pictures(image_path, Path()) == first
+
+
+def test_outputs_beside_a_picture_do_not_hide_it(tmp_path: Path):
+    for name in ["a.png", "attn-mean-of-mine.png", *ALWAYS]:
+        save_picture(tmp_path / name, 2, 2)
+    found = [file.name for file, _ in find_pictures(str(tmp_path), tmp_path)]
+    assert found == ["a.png", "attn-mean-of-mine.png"]
+
+
+def test_what_lies_in_an_output_folder_is_not_drawn_however_it_is_written(tmp_path: Path, monkeypatch):
+    for name in ("in/a.png", "in/out/b.png"):
+        save_picture(tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    for image_path, output_dir in (
+        ("in", "link/out"),
+        ("link", "in/out"),
+        ("in/../in", tmp_path / "in" / "out"),
+    ):
+        assert [file.name for file, _ in find_pictures(image_path, Path(output_dir))] == ["a.png"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
         ({"image_path": ""}, "--image_path is missing"),
         ({"image_path": "nowhere/b.png"}, "nowhere/b.png: no such file or folder"),
+        ({"image_path": "*.jpg"}, "*.jpg: no pictures fit this pattern"),
+        ({"image_path": "{a,b}.png"}, "b.png, which {a,b}.png stands for, does not exist"),
         ({"image_path": "text.png"}, "text.png: not a picture that Pillow can read"),
         ({"image_path": "empty"}, "no pictures in this folder"),
         ({"output_dir": "text.png"}, "cannot make the folder text.png: File exists"),
@@ -134,7 +181,7 @@ def test_a_mistake_gets_one_sentence_and_no_file(tmp_path: Path, monkeypatch, wr
     Path("text.png").write_text("no picture")
     Path("empty").mkdir()
     given = {"arch": ARCH, "image_path": "a.png", "output_dir": "out", "device": "cpu", **wrong}
-    with pytest.raises(UserError, match=sentence.replace("(", r"\(")) as caught:
+    with pytest.raises(UserError, match=re.escape(sentence)) as caught:
         run(VisualizeOptions(**given))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("out/*"))

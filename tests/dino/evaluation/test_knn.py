@@ -7,8 +7,11 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from dino.evaluation import knn
+from dino.evaluation import features, knn
+from dino.evaluation.benchmark import FeatureOptions, labelled_features
+from dino.evaluation.features import extract_features
 from dino.evaluation.knn import knn_accuracy
+from dino.runtime import distributed
 from dino.runtime.options import UserError
 from tests.dino.small_runs import write_pictures
 
@@ -210,6 +213,29 @@ def test_command_names_what_is_missing(folder, monkeypatch, capsys):
     assert "trainfeat.pth cannot be read as a tensor; write it again with --dump_features" in error
     error = fails_with(monkeypatch, capsys, "--load_features", folder / "nowhere")
     assert "trainfeat.pth is missing; --load_features needs trainfeat.pth, trainlabels.pth" in error
+
+
+def test_features_that_cannot_be_dumped_are_one_sentence(folder, monkeypatch, capsys):
+    (folder / "file").write_text("mine")
+    error = fails_with(monkeypatch, capsys, *SMALL, "--data_path", folder, "--dump_features", folder / "file")
+    assert f"cannot write into --dump_features {folder}/file: File exists; name another folder" in error
+    assert (folder / "file").read_text() == "mine"
+
+
+def test_loading_and_computing_share_the_cores(folder, monkeypatch):
+    threads, loading = [], []
+
+    def extract(*arguments, num_workers, **settings):
+        loading.append(num_workers)
+        return extract_features(*arguments, num_workers=0, **settings)
+
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(distributed, "usable_cores", lambda: 6)
+    monkeypatch.setattr(features, "extract_features", extract)
+    labelled_features(
+        FeatureOptions(arch="xcit_pico_3_p8", image_size=16, data_path=str(folder), device="cpu")
+    )
+    assert (threads, loading) == ([3], [3, 3])
 
 
 def test_val_may_lack_a_class_of_train(folder, monkeypatch, capsys):

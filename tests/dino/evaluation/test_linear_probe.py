@@ -130,4 +130,4 @@ def test_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, monk
             monkeypatch, "--output_dir", tmp_path / "file" / "run", "--data_path", tmp_path / "nowhere"
         )
     assert stop.value.code == 2
-    assert "cannot be written: Not a directory; name another" in capsys.readouterr().err
+    assert f"cannot write into --output_dir {tmp_path}/file/run: Not a directory" in capsys.readouterr().err

@@ -49,6 +49,14 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones(arch, nearest):
         create_backbone(arch)
 
 
+def test_the_originals_older_names_are_the_same_networks():
+    shapes = [
+        {name: value.shape for name, value in create_backbone(arch, 8).state_dict().items()}
+        for arch in ("deit_small", "vit_small")
+    ]
+    assert shapes[0] == shapes[1]
+
+
 def test_a_name_that_is_like_none_is_refused_with_the_list():
     with pytest.raises(UserError, match=re.escape(f"known: {', '.join(list_backbones())} (any timm name")):
         create_backbone("%%%")

@@ -258,7 +258,7 @@ def test_kill_9_and_a_write_that_fails_half_way_lose_nothing(tmp_path):
         [sys.executable, "-c", _REAL_ACCIDENTS, str(tmp_path)], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert "cannot write" in done.stdout
+    assert "cannot write" in done.stdout and "File too large" in done.stdout
     left = set(eval(done.stdout.splitlines()[-1]))
     # What the killed leave behind has one name each, and is overwritten by the next.
     assert left <= {NAME, PREVIOUS_NAME, f".{NAME}.fresh", f".{NAME}.fresh.tmp", f"..{NAME}.fresh.tmp"}
@@ -289,6 +289,16 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     (tmp_path / NAME).rename(tmp_path / f".{NAME}.fresh")
     content, note = load_latest(tmp_path)
     assert content["step"] == 2 and note is None
+
+
+def test_without_the_last_file_the_one_before_is_resumed_and_said_to_be(tmp_path):
+    two_checkpoints(tmp_path)
+    (tmp_path / NAME).unlink()
+    content, note = load_latest(tmp_path)
+    assert content["step"] == 1
+    assert note == (
+        f"there is no {tmp_path / NAME}; to start anew remove {PREVIOUS_NAME} too; resuming from {PREVIOUS_NAME}"
+    )
 
 
 def test_an_empty_folder_has_nothing_to_resume(tmp_path):
@@ -335,6 +345,11 @@ def test_what_is_missing_or_was_trained_otherwise_is_named():
         unpack({k: v for k, v in content.items() if k not in ("optimizer", "epoch")}, *Parts().all())
     with pytest.raises(UserError, match=r"^the checkpoint has 6 prototypes, --out_dim asks for 5$"):
         unpack({**content, "dino_loss": {"center": torch.zeros(1, 6)}}, *Parts().all())
+    for name, damaged in {"student": None, "optimizer": [], "epoch": "ten", "dino_loss": 3}.items():
+        with pytest.raises(UserError, match=f"^the checkpoint has no {name}: "):
+            unpack({**content, name: damaged}, *Parts().all())
+    with pytest.raises(UserError, match=r"^the checkpoint has no center: "):
+        unpack({**content, "dino_loss": {}}, *Parts().all())
     frozen = Parts()
     frozen.optimizer = torch.optim.AdamW([{"params": [frozen.student.head.weight]}])
     with pytest.raises(UserError, match="optimizer holds 8 parameters, this run trains 1; --norm_last_layer"):

@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from dino.runtime.demo_pictures import DemoPictures
 from dino.runtime.images import BrokenImageError
 from dino.runtime.options import UserError
-from dino.runtime.pictures import Pictures, open_pictures
+from dino.runtime.pictures import Pictures, Spread, open_pictures
 
 SUFFIXES_READ = ".jpg, .jpeg, .png, .webp, .tif, .bmp, .gif and 51 other suffixes are read"
 
@@ -86,7 +86,16 @@ def test_links_to_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None
         pictures.picture(2)
 
 
-@pytest.mark.parametrize("held_out", ["val", "validation", "test"])
+def test_a_link_to_itself_and_a_pipe_do_not_spoil_a_folder(tmp_path: Path) -> None:
+    make(tmp_path, "1.png")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "to_pipe.png").symlink_to(tmp_path / "pipe.png")
+    assert names(open_pictures(str(tmp_path)), tmp_path) == ["1.png"]
+    assert names(open_pictures(f"{tmp_path}/*"), tmp_path) == ["1.png"]
+
+
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "test"])
 def test_a_folder_of_train_and_val_gives_the_split(tmp_path: Path, held_out: str) -> None:
     make(tmp_path, "train/cat/1.png", "train/dog/2.png", f"{held_out}/cat/3.png", f"{held_out}/dog/4.png")
     assert names(open_pictures(str(tmp_path)), tmp_path) == ["train/cat/1.png", "train/dog/2.png"]
@@ -110,7 +119,7 @@ def test_train_may_be_a_class_and_pictures_outside_keep_a_folder_whole(tmp_path:
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "train/1.png")
     assert names(open_pictures(str(tmp_path)), tmp_path) == ["train/1.png"]
-    refused(tmp_path, f"{tmp_path} holds train/ but none of val/, validation/, test/", split="val")
+    refused(tmp_path, f"{tmp_path} holds train/ but none of val/, valid/, validation/, test/", split="val")
 
 
 def test_a_folder_without_pictures_says_what_it_saw(tmp_path: Path) -> None:
@@ -173,6 +182,13 @@ def test_a_text_list_names_files_relative_to_itself(tmp_path: Path) -> None:
         ("l.csv", "a.png,10\nb.png,9\n\na.png,10\n"),
         ("l.csv", 'id,Label,"Path"\n0,10,a.png\n1,9,b.png\n2,10,a.png\n'),
         ("l.csv", "filename,class\na.png,10\nb.png,9\na.png,10\n"),
+        ("l.csv", "image_path,label\na.png,10\nb.png,9\na.png,10\n"),
+        ("l.csv", "class_id,file_name\n10,a.png\n9,b.png\n10,a.png\n"),
+        ("l.csv", "photo,kind\na.png,10\nb.png,9\na.png,10\n"),
+        ("l.csv", "photo,width,category\na.png,1,10\nb.png,2,9\na.png,1,10\n"),
+        ("l.csv", "a.png;10\nb.png;9\na.png;10\n"),
+        ("l.csv", 'Image;"Class"\na.png;"10"\nb.png;9\na.png;10\n'),
+        ("l.csv", "img\tlabel\na.png\t10\nb.png\t9\na.png\t10\n"),
     ],
 )
 def test_a_list_may_give_classes(tmp_path: Path, name: str, content: str) -> None:
@@ -181,6 +197,11 @@ def test_a_list_may_give_classes(tmp_path: Path, name: str, content: str) -> Non
     pictures = open_pictures(str(tmp_path / name))
     assert (pictures.classes, pictures.labels) == (["9", "10"], [1, 0, 1])
     assert names(pictures, tmp_path) == ["a.png", "b.png", "a.png"]
+
+
+def test_a_first_row_without_a_suffix_is_a_picture_where_the_others_have_none_either(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("0001,cat\n0002,dog\n")
+    assert names(open_pictures(str(tmp_path / "l.csv")), tmp_path) == ["0001", "0002"]
 
 
 def test_a_header_without_a_class_column_gives_no_labels(tmp_path: Path) -> None:
@@ -217,6 +238,22 @@ def test_a_pattern_gives_its_matches_in_order(tmp_path: Path) -> None:
     assert names(open_pictures(f"{tmp_path}/**"), tmp_path) == ["a/3.jpg", "a/deep/1.png", "b/2.png"]
     assert names(open_pictures(f"{tmp_path}/{{b,a}}/?.*"), tmp_path) == ["b/2.png", "a/3.jpg"]
     assert open_pictures(f"{tmp_path}/[ab]/*").labels is None
+
+
+def test_a_recursive_pattern_follows_no_links_to_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a/1.png", "a/deep/2.png", ".hidden/3.png", "[x]/4.png")
+    for name in ("l", "m", "a/n"):
+        (tmp_path / name).symlink_to(tmp_path)
+    found = ["[x]/4.png", "a/1.png", "a/deep/2.png"]
+    for pattern in ("**/*.png", "**", "**/**/*.png"):
+        assert names(open_pictures(f"{tmp_path}/{pattern}"), tmp_path) == found
+    assert names(open_pictures(f"{tmp_path}/l/a/**/*.png"), tmp_path / "l") == found[1:]
+    assert names(open_pictures(f"{tmp_path}/.hidden/**"), tmp_path) == [".hidden/3.png"]
+    monkeypatch.chdir(tmp_path)
+    pictures = open_pictures("**/*.png")
+    assert [pictures.name(index) for index in range(3)] == found
 
 
 def test_a_pattern_may_be_relative_or_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,3 +309,16 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_split_is_our_mistake() -> None:
     with pytest.raises(ValueError, match="split must be 'train' or 'val', got 'test'"):
         open_pictures("demo", split="test")
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 20])
+def test_a_spread_takes_pictures_from_all_over_a_set(count, tmp_path):
+    for index in range(10):
+        name = tmp_path / ("a" if index < 5 else "b") / f"{index}.png"
+        name.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (index + 1, 2)).save(name)
+    spread = Spread(open_pictures(str(tmp_path)), count)
+    widths = [spread.picture(index).width - 1 for index in range(len(spread))]
+    assert widths == {1: [0], 3: [0, 4, 9]}.get(count, list(range(10)))
+    assert spread.labels == [int(width > 4) for width in widths] and spread.classes == ["a", "b"]
+    assert [spread.name(index)[-5] for index in range(len(spread))] == [str(width) for width in widths]

@@ -61,6 +61,12 @@ def test_a_half_written_last_line_is_left_out(tmp_path):
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1]
 
 
+@pytest.mark.parametrize("line", ["3", "[]", '"epoch"', "notes"])
+def test_a_line_that_is_no_row_ends_the_log(line, tmp_path):
+    (tmp_path / NAME).write_text(f'{{"epoch": 0}}\n{line}\n{{"epoch": 1}}\n')
+    assert read_log(tmp_path) == [{"epoch": 0}]
+
+
 def test_values_that_are_not_finite_become_null(tmp_path):
     log = open_log(tmp_path)
     log.epoch({"epoch": 0, "train_loss": math.nan, "kl": math.inf, "knn": None, "train_lr": 0.1})
@@ -82,6 +88,7 @@ def test_the_bar_shows_epoch_loss_and_pictures_per_second(tmp_path, capsys, monk
     monkeypatch.setattr(run_log, "_SECONDS_BETWEEN_LINES", 0.0)
     log = open_log(tmp_path, first_epoch=1)
     log.say("a line")
+    log.start()
     for _ in range(8):
         log.step(1, 4.25)
     log.close()

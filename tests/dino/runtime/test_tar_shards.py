@@ -96,6 +96,78 @@ def test_labels_are_those_of_the_same_key_in_the_same_shard(
     assert (pictures.classes, pictures.labels) == (classes, expected)
 
 
+def test_other_pictures_of_a_sample_are_left_out(tmp_path: Path) -> None:
+    files = {
+        "1.seg.png": png(0),
+        "1.png": png(1),
+        "1.PNG": png(2),
+        "1.cls": b"a",
+        "2.png": png(3),
+        "2.cls": b"b",
+    }
+    write(tmp_path / "0.tar", files)
+    write(tmp_path / "1.tar", {"1.png": png(4), "1.cls": b"a"})
+    pictures = open_pictures(str(tmp_path))
+    assert (reds(pictures), pictures.labels) == ([1, 3, 4], [0, 1, 0])
+
+
+def test_dots_in_the_names_of_photographs_lose_none(tmp_path: Path) -> None:
+    files = {"at 10.30.12.png": png(0), "at 10.30.15.png": png(1), "b/10.30.png": png(2)}
+    assert reds(open_pictures(str(write(tmp_path / "0.tar", files)))) == [0, 1, 2]
+
+
+def add_link(shard: Path, name: str, target: str) -> None:
+    with tarfile.open(shard, "a") as tar:
+        header = tarfile.TarInfo(name)
+        header.type, header.linkname = tarfile.LNKTYPE, target
+        tar.addfile(header)
+
+
+def test_a_hard_link_is_the_file_that_it_links_to(tmp_path: Path) -> None:
+    shard = write(tmp_path / "0.tar", {".a.png": png(5), "b.png": png(6)})
+    add_link(shard, "c.png", ".a.png")
+    add_link(shard, "d.png", "c.png")
+    pictures = open_pictures(str(shard))
+    assert reds(pictures) == [6, 5, 5]
+    assert pictures.name(2) == f"{shard}/d.png"
+
+
+def test_a_hard_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    shard = write(tmp_path / "0.tar", {"a.png": png(0)})
+    add_link(shard, "b.png", "gone.png")
+    sentence = f"shard {shard}: b.png is a hard link to gone.png, which is not before it: make it again"
+    refused(shard, re.escape(sentence))
+
+
+def test_joined_archives_are_refused(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / f"{number}.tar", {"a.png": png(number)}) for number in range(2))
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    sentence = f"shard {joined} goes on after its end, as joined archives do: make one archive of them"
+    refused(joined, re.escape(sentence))
+
+
+def test_zeros_after_the_end_are_no_archive(tmp_path: Path) -> None:
+    shard = write(tmp_path / "0.tar", {"a.png": png(0)})
+    shard.write_bytes(shard.read_bytes() + bytes(3_000_000))
+    assert reds(open_pictures(str(shard))) == [0]
+
+
+def test_shards_are_found_in_subfolders_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
+    for number, name in enumerate(("1.TAR", "deep/0.tar", "deep/er/0.Tar", "deep/._0.tar")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, {"a.png": png(number)})
+    assert reds(open_pictures(str(tmp_path))) == [0, 1, 2]
+    assert reds(open_pictures(str(tmp_path / "1.TAR"))) == [0]
+
+
+def test_a_pattern_for_pictures_and_shards_together_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "0.tar", {"a.png": png(0)})
+    (tmp_path / "b.png").write_bytes(png(1))
+    sentence = f"{tmp_path}/* matches 1 pictures and 1 .tar files; give either kind alone"
+    refused(tmp_path / "*", re.escape(sentence))
+
+
 def test_labels_for_some_pictures_only_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "0.tar", {"k.cls": b"1", "k.png": png(0), "l.png": png(1)})
     refused(tmp_path, r"1 of the 2 pictures in the shards have a label \(\.cls\); give all one or none")

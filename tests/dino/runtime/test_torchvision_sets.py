@@ -125,6 +125,13 @@ def test_what_holds_no_pictures_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         open_pictures("FakeData")
 
 
+@pytest.mark.parametrize("name", ["ImageNet", "imagenet", "ImageNet:/data"])
+def test_a_set_that_only_its_owners_hand_out_is_asked_for_as_a_folder(name: str) -> None:
+    sentence = "^torchvision cannot download ImageNet: give the folder that holds it$"
+    with pytest.raises(UserError, match=sentence):
+        open_pictures(name)
+
+
 def test_the_usual_sets_are_known() -> None:
     from dino.runtime.torchvision_sets import _known_sets
 

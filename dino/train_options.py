@@ -1,0 +1,143 @@
+"""The options of a pre-training run, with DINO's names and defaults, and presets of them. Imports no torch."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dino.runtime.options import UserError, option
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    # For thousands of pictures and minutes on a CPU: few prototypes in equal use, sharp targets, features kept
+    # apart, small crops, colours that cannot be relied on, a teacher that follows quickly.
+    "tiny": {
+        "arch": "xcit_pico_3_p8",
+        "out_dim": 128,
+        "head_hidden_dim": 512,
+        "bottleneck_dim": 128,
+        "centering": "sinkhorn_knopp",
+        "koleo_weight": 0.05,
+        "teacher_temp": 0.02,
+        "warmup_teacher_temp": 0.02,
+        "momentum_teacher": 0.99,
+        "lr": 0.024,
+        "warmup_epochs": 2,
+        "weight_decay_end": 0.04,
+        "drop_path_rate": 0.0,
+        "global_crops_size": 48,
+        "global_crops_scale": (0.5, 1.0),
+        "local_crops_size": 24,
+        "local_crops_scale": (0.1, 0.5),
+        "local_crops_number": 4,
+        "color_jitter": (0.4, 0.4, 0.8, 0.5),
+        "grayscale": 0.4,
+        "blur": 0.0,
+        "batch_size_per_gpu": 32,
+        "epochs": 9,
+        "freeze_last_layer": 0,
+        "knn_freq": 3,
+        "eval_size": 64,
+    },
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The 31 options of DINO's main_dino.py under their names, then those that it lacks."""
+
+    arch: str = option("xcit_small_12_p16", "Backbone: an XCiT name, vit_tiny|small|base, or any timm name.")
+    patch_size: int = option(16, "Side of a patch in pixels, for vit_* only; other names carry theirs.")
+    out_dim: int = option(65536, "Prototypes: outputs of the head.")
+    norm_last_layer: bool = option(True, "Keep the prototypes at length 1; false can be unstable.")
+    momentum_teacher: float = option(0.996, "Teacher's momentum at the start; rises to 1 by a cosine.")
+    use_bn_in_head: bool = option(False, "Batch norm in the head.")
+    warmup_teacher_temp: float = option(0.04, "Teacher's temperature at the start.")
+    teacher_temp: float = option(0.04, "Teacher's temperature after the warm-up.")
+    warmup_teacher_temp_epochs: int = option(0, "Epochs from the one to the other, linearly; 0 = none.")
+    use_fp16: bool = option(True, "Mixed precision where the device has it; false = fp32.")
+    weight_decay: float = option(0.04, "Weight decay at the start.")
+    weight_decay_end: float = option(0.4, "Weight decay at the end, by a cosine.")
+    clip_grad: float = option(3.0, "Longest gradient, per parameter (L2 norm); 0 = no clipping.")
+    batch_size_per_gpu: int = option(64, "Pictures per process and step.")
+    epochs: int = option(100, "Passes over the pictures.")
+    freeze_last_layer: int = option(1, "Epochs in which the prototypes are held still; 0 = none.")
+    lr: float = option(
+        5e-4, "Peak learning rate for 256 pictures per step; scaled linearly with their number."
+    )
+    warmup_epochs: int = option(10, "Epochs of linear warm-up of the learning rate; 0 = none.")
+    min_lr: float = option(1e-6, "Learning rate at the end; not scaled.")
+    optimizer: str = option("adamw", "Optimizer.", choices=("adamw", "sgd", "lars"))
+    drop_path_rate: float = option(0.1, "Stochastic depth of the student, in [0, 1); 0 = off.")
+    global_crops_scale: tuple[float, float] = option((0.4, 1.0), "Share of the picture in a global view.")
+    local_crops_number: int = option(8, "Local views per picture; 0 = none.")
+    local_crops_scale: tuple[float, float] = option((0.05, 0.4), "Share of the picture in a local view.")
+    data_path: str = option(
+        "/path/to/imagenet/train/",
+        "Pictures: a folder (with classes or without), a .txt or .csv list, a glob, tar shards, "
+        "the name of a torchvision set, or demo.",
+    )
+    output_dir: str = option(".", "Folder for checkpoints, log and pictures; a run found there is continued.")
+    saveckp_freq: int = option(20, "Keep checkpointNNNN.pth every so many epochs; 0 = never.")
+    seed: int = option(0, "Seed of weights, order and distortions.")
+    num_workers: int = option(10, "Loading processes per process, at most the usable cores; 0 = none.")
+    dist_url: str = option("env://", "How processes find each other; torchrun's environment by default.")
+    local_rank: int = option(0, "Set by old launchers; torchrun's LOCAL_RANK wins.")
+
+    preset: str = option(
+        "paper", "Defaults to start from; options given beside it win.", choices=tuple(PRESETS)
+    )
+    global_crops_size: int = option(224, "Side of a global view in pixels.")
+    local_crops_size: int = option(96, "Side of a local view in pixels.")
+    color_jitter: tuple[float, float, float, float] = option(
+        (0.4, 0.4, 0.2, 0.1), "Strength of the change of brightness, contrast, saturation and hue; 0 = none."
+    )
+    grayscale: float = option(0.2, "Probability of losing all colour.")
+    blur: float = option(1.0, "Factor on the probabilities of blur; 1 = the paper's, 0 = off.")
+    head_hidden_dim: int = option(2048, "Width of the head's hidden layers.")
+    bottleneck_dim: int = option(256, "Width of the head's bottleneck.")
+    centering: str = option(
+        "center",
+        "What keeps the prototypes in equal use: the paper's centering, or DINOv2's balancing.",
+        choices=("center", "sinkhorn_knopp"),
+    )
+    koleo_weight: float = option(0.0, "Weight of the KoLeo regulariser on the global views; 0 = off.")
+    device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.")
+    precision: str = option("auto", "Of the forward pass.", choices=("auto", "fp32", "bf16", "fp16"))
+    grad_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, slower."
+    )
+    init_from: str = option("", "Start from these weights: a zoo name, a file or a URL; empty = random.")
+    init_key: str = option("teacher", "Which network of a full DINO checkpoint --init_from takes.")
+    allow_partial: bool = option(False, "Accept weights for less than the whole backbone.")
+    save_every_minutes: float = option(10.0, "Save within an epoch this often; 0 = at ends of epochs only.")
+    max_broken: int = option(100, "Stop after more unreadable pictures than this; -1 = never.")
+    knn_freq: int = option(10, "Epochs between k-NN accuracy and attention sheet; 0 = never.")
+    knn_data: str = option(
+        "", "Labelled pictures for k-NN (train/ and val/, or one set); empty = --data_path."
+    )
+    knn_max_pictures: int = option(5000, "Pictures used for k-NN, evenly spaced, of each part.")
+    eval_size: int = option(0, "Side in pixels for k-NN and attention; 0 = as the global views.")
+    on_collapse: str = option("warn", "What a collapse leads to.", choices=("warn", "stop"))
+
+
+def preset_defaults(arguments: Sequence[str]) -> TrainOptions:
+    """The defaults under the `--preset` that the arguments name."""
+    name = "paper"
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--preset="):
+            name = argument.partition("=")[2]
+        elif argument == "--preset" and position + 1 < len(arguments):
+            name = arguments[position + 1]
+    if name not in PRESETS:
+        nearest = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(PRESETS)}"
+        raise UserError(f"unknown preset '{name}'; {hint}")
+    return replace(TrainOptions(), **PRESETS[name])
+
+
+def preset_text(options: TrainOptions) -> str:
+    """What the preset set, as it would be written on the command line; not what was given beside it."""
+    kept = {key: value for key, value in PRESETS[options.preset].items() if getattr(options, key) == value}
+    written = {key: value if isinstance(value, tuple) else (value,) for key, value in kept.items()}
+    return " ".join(f"--{key} {' '.join(map(str, values))}" for key, values in written.items())
