@@ -8,12 +8,14 @@ n = pictures, k = neighbours, Q = queries of a block, L = classes
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from dino.evaluation.benchmark import FeatureOptions, labelled_features
 from dino.evaluation.scoring import balanced_accuracy, check_features
+from dino.runtime.files import make_writable
 from dino.runtime.options import UserError, command, option
 
 # Bound the memory beside the index: votes (queries, classes), neighbours (queries, k), float64 features.
@@ -221,6 +223,8 @@ def _features(options: KnnOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 
     if options.load_features:
         return load_features(options.load_features)
+    if options.dump_features:
+        make_writable(Path(options.dump_features), "--dump_features")
     if not options.use_cuda:
         options = dataclasses.replace(options, device="cpu")
     sets = labelled_features(options)
