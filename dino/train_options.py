@@ -34,9 +34,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grayscale": 0.4,
         "blur": 0.0,
         "batch_size_per_gpu": 32,
-        "epochs": 9,
+        "epochs": 8,
         "freeze_last_layer": 0,
-        "knn_freq": 3,
+        "knn_freq": 4,
         "eval_size": 64,
     },
 }
