@@ -37,7 +37,7 @@ from dino.plan import create_distillation
 from dino.runtime import checkpoint
 from dino.runtime.demo_pictures import DemoPictures
 from dino.runtime.distributed import usable_cores
-from dino.runtime.files import writing
+from dino.runtime.files import make_writable, write_atomically
 from dino.runtime.options import UserError, command, option
 from dino.runtime.pictures import Pictures
 from dino.train_options import TrainOptions
@@ -67,8 +67,7 @@ def compare(options: LearningOptions) -> None:
     if not options.runs:
         raise UserError("--runs needs at least one folder of a finished run")
     if options.output:
-        with writing(Path(options.output)):
-            Path(options.output).touch()
+        make_writable(Path(options.output).parent, "--output")
     train, val = open_train_and_val(options.data_path)
     rows: list[dict[str, Any]] = []
     pooled: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -78,7 +77,9 @@ def compare(options: LearningOptions) -> None:
         scores = [_scores(backbone, train, val, size) for backbone in (before, after)]
         for name in scores[0]:
             pooled.setdefault(name, []).append((scores[1][name].correct, scores[0][name].correct))
-            rows.append(_row(folder, name, scores[0][name], scores[1][name]))
+            before_score, after_score = (score[name] for score in scores)
+            compared = paired_difference(after_score.correct, before_score.correct)
+            rows.append(_row(folder, name, before_score.accuracy, after_score.accuracy, *compared))
         if isinstance(train, DemoPictures) and isinstance(val, DemoPictures):
             rows += [
                 {"run": folder, "measure": name, "before": a, "after": b}
@@ -90,21 +91,12 @@ def compare(options: LearningOptions) -> None:
             ]
     for name, pairs in pooled.items():
         after_all, before_all = (np.stack(side) for side in zip(*pairs, strict=True))
-        difference, p_value = paired_difference_over_runs(after_all, before_all)
-        rows.append(
-            {
-                "run": "all",
-                "measure": name,
-                "before": 100 * before_all.mean(),
-                "after": 100 * after_all.mean(),
-                "difference": difference,
-                "p": p_value,
-            }
-        )
+        compared = paired_difference_over_runs(after_all, before_all)
+        rows.append(_row("all", name, 100 * before_all.mean(), 100 * after_all.mean(), *compared))
     _print(rows)
     if options.output:
-        with writing(Path(options.output)):
-            Path(options.output).write_text(json.dumps({**_circumstances(), "rows": rows}, indent=1) + "\n")
+        text = json.dumps({**_circumstances(), "rows": rows}, indent=1) + "\n"
+        write_atomically(Path(options.output), lambda temporary: temporary.write_text(text))
 
 
 def _circumstances() -> dict[str, Any]:
@@ -188,13 +180,14 @@ def _disc(mask: np.ndarray) -> float:
     return float(mask.ravel()[nearest].mean() / mask.mean())
 
 
-def _row(run: str, name: str, before: Score, after: Score) -> dict[str, Any]:
-    difference, p_value = paired_difference(after.correct, before.correct)
+def _row(
+    run: str, name: str, before: float, after: float, difference: float, p_value: float
+) -> dict[str, Any]:
     return {
         "run": run,
         "measure": name,
-        "before": before.accuracy,
-        "after": after.accuracy,
+        "before": before,
+        "after": after,
         "difference": difference,
         "p": p_value,
     }

@@ -42,12 +42,13 @@ def resume_or_start(
 def _resume(
     parts: SelfDistillation, content: Mapping[str, Any], folder: Path, options: TrainOptions
 ) -> tuple[checkpoint.Progress, list[str]]:
-    changed = _changed_options(content.get("args"), options)
-    if changed.pop("init_from", None) and options.init_from:
+    stored = _stored_options(content.get("args"))
+    if options.init_from and options.init_from != stored.get("init_from"):
         raise UserError(
             f"{folder} holds a run that did not start from {options.init_from}: leave out --init_from to continue "
             "it, or give another --output_dir"
         )
+    changed = _changed_options(stored, options)
     # The original's names for backbones are not all ours; whether its weights fit is seen below.
     if "progress" not in content:
         changed.pop("arch", None)
@@ -68,15 +69,19 @@ def _resume(
     return progress, lines
 
 
-def _changed_options(stored: object, options: TrainOptions) -> dict[str, tuple[Any, Any]]:
-    """Options whose values are not those of the stored run, as (before, now); the original's are a Namespace."""
-    before = vars(stored) if isinstance(stored, Namespace) else stored
-    if not isinstance(before, Mapping):
+def _stored_options(args: object) -> dict[str, Any]:
+    """By name, as far as they are known; the original's are a Namespace."""
+    named = vars(args) if isinstance(args, Namespace) else args
+    if not isinstance(named, Mapping):
         return {}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
+
+
+def _changed_options(stored: Mapping[str, Any], options: TrainOptions) -> dict[str, tuple[Any, Any]]:
+    """Options whose values are not those of the stored run, as (before, now)."""
     now = dataclasses.asdict(options)
-    listed = {name: tuple(value) if isinstance(value, list) else value for name, value in before.items()}
     return {
         name: (value, now[name])
-        for name, value in listed.items()
-        if name in now and name not in _OF_THE_MACHINE and value != now[name]
+        for name, value in stored.items()
+        if name in now and name not in _OF_THE_MACHINE | {"init_from"} and value != now[name]
     }

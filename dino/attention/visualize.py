@@ -26,6 +26,7 @@ from dino.attention.render import (
     save_png,
 )
 from dino.attention.sheet import AttentionSheet
+from dino.runtime.files import make_writable
 from dino.runtime.images import BrokenImageError, decode, is_picture_name
 from dino.runtime.options import UserError, command, option
 from dino.runtime.picture_files import files_in, files_matching, is_pattern
@@ -88,7 +89,7 @@ def run(options: VisualizeOptions) -> None:
         raise UserError(f"--threshold is a part of the attention between 0 and 1, got {options.threshold}")
     sheet = AttentionSheet(options.colormap, smooth=options.smooth, tile=288, columns=5)
     pictures = find_pictures(options.image_path, Path(options.output_dir))
-    _make_folder(Path(options.output_dir))
+    make_writable(Path(options.output_dir), "--output_dir")
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
     backbone = _backbone(options)
@@ -208,15 +209,8 @@ def _layers(
         yield f"mask_th{options.threshold}_{name}.png", draw(image, mask)
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir: cannot make the folder {folder}: {error.strerror}") from error
-
-
 def _write(folder: Path, layers: "Iterator[tuple[str, ByteArray]] | list[tuple[str, ByteArray]]") -> None:
-    _make_folder(folder)
+    make_writable(folder, "--output_dir")
     for name, pixels in layers:
         save_png(pixels, folder / name)
 

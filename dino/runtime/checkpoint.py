@@ -242,17 +242,27 @@ def _optimizer_state(
     }
     number = {name: index for index, name in enumerate(group_of)}
     theirs = sorted((name for name in stored_student if name in group_of), key=lambda name: group_of[name])
-    count = sum(len(group["params"]) for group in stored["param_groups"])
+    own = optimizer.state_dict()
+    state, groups = stored.get("state"), stored.get("param_groups")
+    if not isinstance(state, Mapping) or not isinstance(groups, list):
+        raise UserError(
+            "the checkpoint's optimizer has no state: use --init_from to start from weights alone"
+        )
+    count = sum(len(group["params"]) for group in groups)
     if count != len(theirs):
         raise UserError(
             f"the checkpoint's optimizer holds {count} parameters, this run trains {len(theirs)}; "
             "--norm_last_layer must be as it was"
         )
-    own = optimizer.state_dict()
+    if len(groups) != len(own["param_groups"]):
+        raise UserError(
+            f"the checkpoint's optimizer has {len(groups)} groups of parameters, this run's has "
+            f"{len(own['param_groups'])}: use --init_from to start from weights alone"
+        )
     return {
-        "state": {number[theirs[int(index)]]: _moments(value) for index, value in stored["state"].items()},
+        "state": {number[theirs[int(index)]]: _moments(value) for index, value in state.items()},
         "param_groups": [
             {**ours, **{name: float(kept[name]) for name in ("lr", "weight_decay") if name in kept}}
-            for ours, kept in zip(own["param_groups"], stored["param_groups"], strict=True)
+            for ours, kept in zip(own["param_groups"], groups, strict=True)
         ],
     }

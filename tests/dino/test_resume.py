@@ -223,6 +223,8 @@ def test_a_checkpoint_of_the_original_resumes(tmp_path, pictures, finished, caps
         "fp16_scaler": None,
     }
     torch.save(original, tmp_path / "checkpoint.pth")
+    with pytest.raises(UserError, match=r"holds a run that did not start from other\.pth"):
+        Pretraining(tiny(pictures, tmp_path, init_from="other.pth"), CPU)
     run = Pretraining(tiny(pictures, tmp_path), CPU)
     assert run.first_step == 4
     parts = run.distillation

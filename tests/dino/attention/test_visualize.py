@@ -165,7 +165,7 @@ def test_what_lies_in_an_output_folder_is_not_drawn_however_it_is_written(tmp_pa
         ({"image_path": "{a,b}.png"}, "b.png, which {a,b}.png stands for, does not exist"),
         ({"image_path": "text.png"}, "text.png: not a picture that Pillow can read"),
         ({"image_path": "empty"}, "no pictures in this folder"),
-        ({"output_dir": "text.png"}, "cannot make the folder text.png: File exists"),
+        ({"output_dir": "text.png"}, "cannot write into --output_dir text.png: File exists; name another"),
         ({"colormap": "infernoo"}, "did you mean inferno"),
         ({"threshold": 60.0}, "between 0 and 1, got 60.0"),
         ({"image_size": (0,)}, "at least 1, got 0"),

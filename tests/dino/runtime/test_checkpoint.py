@@ -350,6 +350,13 @@ def test_what_is_missing_or_was_trained_otherwise_is_named():
             unpack({**content, name: damaged}, *Parts().all())
     with pytest.raises(UserError, match=r"^the checkpoint has no center: "):
         unpack({**content, "dino_loss": {}}, *Parts().all())
+    joined = [{"params": list(range(8))}]
+    for optimizer, said in (
+        ({}, "no state"),
+        ({"state": {}, "param_groups": joined}, "1 groups of parameters"),
+    ):
+        with pytest.raises(UserError, match=f"^the checkpoint's optimizer has {said}"):
+            unpack({**content, "optimizer": optimizer}, *Parts().all())
     frozen = Parts()
     frozen.optimizer = torch.optim.AdamW([{"params": [frozen.student.head.weight]}])
     with pytest.raises(UserError, match="optimizer holds 8 parameters, this run trains 1; --norm_last_layer"):
