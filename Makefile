@@ -20,6 +20,8 @@ setup: .venv/installed
 
 demo: setup
 	@$(BIN)/python -m dino.train --preset tiny --data_path demo --output_dir runs/demo
+	@$(BIN)/python -m dino.evaluation.compare --data_path demo --output_dir runs/demo \
+	  --pretrained_weights runs/demo/checkpoint.pth
 
 test: setup
 	@$(BIN)/python -m pytest

@@ -14,7 +14,6 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,11 @@ from tqdm import tqdm
 
 from dino.attention.maps import attention_maps, patch_side
 from dino.attention.score import object_score
-from dino.evaluation.features import Features, extract_features
+from dino.evaluation.extraction import Extractor, Preparation
+from dino.evaluation.kinds import CLASS_TOKEN, PATCH_MEAN
 from dino.evaluation.knn import knn_accuracy
 from dino.evaluation.labelled_sets import class_numbers, open_train_and_val
-from dino.evaluation.linear_probe import logistic_accuracy
+from dino.evaluation.logistic import logistic_accuracy
 from dino.evaluation.paired import paired_difference, paired_difference_over_runs
 from dino.plan import create_distillation
 from dino.runtime import checkpoint
@@ -124,17 +124,14 @@ def _networks(folder: Path) -> tuple[nn.Module, nn.Module, TrainOptions]:
 
 
 def _scores(backbone: nn.Module, train: Pictures, val: Pictures, size: int) -> dict[str, Score]:
-    features = [extract_features(backbone, part, size=size, progress=None) for part in (train, val)]
+    extractor = Extractor(backbone, Preparation(size=size))
+    features = [extractor.extract(part, progress=None) for part in (train, val)]
     train_labels, val_labels = (part.labels for part in features)
     assert train_labels is not None and val_labels is not None
     val_labels = class_numbers(val.classes, train.classes)[val_labels]
-    tokens: dict[str, Callable[[Features], np.ndarray]] = {
-        "class token": lambda part: part.class_token,
-        "patch mean": lambda part: part.patch_mean,
-    }
     scores = {}
-    for token, of in tokens.items():
-        x, y = (of(part) for part in features)
+    for token, kind in {"class token": CLASS_TOKEN, "patch mean": PATCH_MEAN}.items():
+        x, y = (part[kind] for part in features)
         knn = knn_accuracy(x, train_labels, y, val_labels, ks=(_NEIGHBOURS,))[_NEIGHBOURS]
         logistic = logistic_accuracy(x, train_labels, y, val_labels)
         scores[f"{_NEIGHBOURS}-NN, {token}"] = Score(knn.top1, knn.correct)

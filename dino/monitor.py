@@ -19,7 +19,8 @@ from torch import nn
 from dino.attention.maps import attention_maps, patch_side
 from dino.attention.render import save_png
 from dino.attention.sheet import AttentionSheet
-from dino.evaluation.features import Features, extract_features
+from dino.evaluation.extraction import Extractor, Features, Preparation
+from dino.evaluation.kinds import CLASS_TOKEN
 from dino.evaluation.knn import knn_accuracy
 from dino.evaluation.labelled_sets import are_one_set, class_numbers
 from dino.runtime.backbones import has_class_attention
@@ -132,9 +133,9 @@ class Monitor:
         train = self._features(backbone, self.train)
         test = train if self.test is None else self._features(backbone, self.test)
         result = knn_accuracy(
-            train.class_token,
+            train[CLASS_TOKEN],
             _labels(train),
-            test.class_token,
+            test[CLASS_TOKEN],
             self.numbers[_labels(test)],
             ks=(NEIGHBOURS,),
             exclude_self=self.test is None,
@@ -142,15 +143,14 @@ class Monitor:
         return {"knn": result.top1, "knn_balanced": result.balanced}
 
     def _features(self, backbone: nn.Module, pictures: Pictures) -> Features:
-        features = extract_features(
+        extractor = Extractor(
             backbone,
-            pictures,
-            size=self.size,
+            Preparation(size=self.size, precision=self.precision),
             device=self.device,
-            precision=self.precision,
             num_workers=self.num_workers,
-            progress="k-NN features" if sys.stderr.isatty() else None,
         )
+        title = "k-NN features" if sys.stderr.isatty() else None
+        features = extractor.extract(pictures, (CLASS_TOKEN,), progress=title)
         for broken in features.broken:
             self._say_once(f"left out of k-NN: {broken}")
         return features

@@ -5,7 +5,6 @@
 
 import dataclasses
 import math
-import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -44,24 +43,10 @@ def pretrain(options: TrainOptions) -> None:
         RunStopped: the run ended early for a stated reason, after saving.
     """
     device = distributed.pick_device(options.device, options.local_rank)
-    distributed.start(device, dist_url=options.dist_url)
-    try:
-        with warnings.catch_warnings():
-            # Of DistributedDataParallel, for depthwise convolutions, whose two layouts are the same memory.
-            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-            Pretraining(options, device).run()
-    except (UserError, RunStopped) as reason:
-        if distributed.is_main():
-            raise
-        # All processes share what is raised here, and one says it.
-        raise SystemExit(2 if isinstance(reason, UserError) else 1) from None
-    except RuntimeError as error:
-        if not re.search("(closed|reset) by peer", str(error)):
-            raise
-        # That process has said why, and whoever started this one is about to end it.
-        raise SystemExit(1) from None
-    # Not after an error: others may wait in a reduction, and this would wait for them.
-    distributed.stop()
+    with distributed.processes(device, dist_url=options.dist_url), warnings.catch_warnings():
+        # Of DistributedDataParallel, for depthwise convolutions, whose two layouts are the same memory.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        Pretraining(options, device).run()
 
 
 class Pretraining:

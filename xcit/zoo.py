@@ -48,28 +48,36 @@ class PublishedWeights:
     """One file of the authors, with ImageNet-1k accuracies in percent; None where there is no figure.
 
     Attributes:
-        architecture: name in `ARCHITECTURES`, or `vit_small|vit_base` with the patch size in `name`.
+        architecture: name in `ARCHITECTURES`, `vit_small|vit_base`, or `resnet50`.
+        patch_size: of `vit_*`, whose names do not tell it; None for the others.
         input_size: side in pixels at which the accuracies were measured.
         distilled: trained with hard distillation.
         top1: as the authors give it.
         timm_top1: as timm measured it again.
         knn: 20 nearest neighbours on frozen features.
         linear: linear probe on frozen features.
+        linear_url: weights of that probe.
+        linear_blocks: of `vit_*`, how many of the last blocks' class tokens it was given.
+        linear_patch_mean: of `vit_*`, whether the mean of the patch tokens beside them.
     """
 
     name: str
     architecture: str
     url: str
+    patch_size: int | None = None
     input_size: int = 224
     distilled: bool = False
     top1: float | None = None
     timm_top1: float | None = None
     knn: float | None = None
     linear: float | None = None
+    linear_url: str | None = None
+    linear_blocks: int = 1
+    linear_patch_mean: bool = False
 
 
 _SUPERVISED_URL = "https://dl.fbaipublicfiles.com/xcit/{0}.pth"
-_DINO_URL = "https://dl.fbaipublicfiles.com/dino/{0}_pretrain/{0}_pretrain.pth"
+_DINO_URL = "https://dl.fbaipublicfiles.com/dino/{0}_pretrain/{0}_{1}.pth"
 
 _SUPERVISED_FILES = (("224", 224, False), ("224_dist", 224, True), ("384_dist", 384, True))
 
@@ -105,21 +113,32 @@ SUPERVISED: dict[str, PublishedWeights] = {
     for (suffix, input_size, distilled), (top1, timm_top1) in zip(_SUPERVISED_FILES, accuracies, strict=True)
 }
 
-# name: (architecture, name of the file, k-NN, linear) (README of facebookresearch/dino).
+# name: (architecture, patch size, name of the file, k-NN, linear) (README of facebookresearch/dino).
 _DINO_FILES = {
-    "dino_xcit_small_12_p16": ("xcit_small_12_p16", "dino_xcit_small_12_p16", 76.0, 77.8),
-    "dino_xcit_small_12_p8": ("xcit_small_12_p8", "dino_xcit_small_12_p8", 77.1, 79.2),
-    "dino_xcit_medium_24_p16": ("xcit_medium_24_p16", "dino_xcit_medium_24_p16", 76.4, 78.8),
-    "dino_xcit_medium_24_p8": ("xcit_medium_24_p8", "dino_xcit_medium_24_p8", 77.9, 80.3),
-    "dino_vit_small_16": ("vit_small", "dino_deitsmall16", 74.5, 77.0),
-    "dino_vit_small_8": ("vit_small", "dino_deitsmall8", 78.3, 79.7),
-    "dino_vit_base_16": ("vit_base", "dino_vitbase16", 76.1, 78.2),
-    "dino_vit_base_8": ("vit_base", "dino_vitbase8", 77.4, 80.1),
+    "dino_xcit_small_12_p16": ("xcit_small_12_p16", None, "dino_xcit_small_12_p16", 76.0, 77.8),
+    "dino_xcit_small_12_p8": ("xcit_small_12_p8", None, "dino_xcit_small_12_p8", 77.1, 79.2),
+    "dino_xcit_medium_24_p16": ("xcit_medium_24_p16", None, "dino_xcit_medium_24_p16", 76.4, 78.8),
+    "dino_xcit_medium_24_p8": ("xcit_medium_24_p8", None, "dino_xcit_medium_24_p8", 77.9, 80.3),
+    "dino_vit_small_16": ("vit_small", 16, "dino_deitsmall16", 74.5, 77.0),
+    "dino_vit_small_8": ("vit_small", 8, "dino_deitsmall8", 78.3, 79.7),
+    "dino_vit_base_16": ("vit_base", 16, "dino_vitbase16", 76.1, 78.2),
+    "dino_vit_base_8": ("vit_base", 8, "dino_vitbase8", 77.4, 80.1),
+    "dino_resnet50": ("resnet50", None, "dino_resnet50", 67.5, 75.3),
 }
 
 DINO: dict[str, PublishedWeights] = {
-    name: PublishedWeights(name, architecture, _DINO_URL.format(file), knn=knn, linear=linear)
-    for name, (architecture, file, knn, linear) in _DINO_FILES.items()
+    name: PublishedWeights(
+        name=name,
+        architecture=architecture,
+        url=_DINO_URL.format(file, "pretrain"),
+        patch_size=patch_size,
+        knn=knn,
+        linear=linear,
+        linear_url=_DINO_URL.format(file, "linearweights"),
+        linear_blocks=4 if architecture == "vit_small" else 1,
+        linear_patch_mean=architecture == "vit_base",
+    )
+    for name, (architecture, patch_size, file, knn, linear) in _DINO_FILES.items()
 }
 
 PUBLISHED: dict[str, PublishedWeights] = {**SUPERVISED, **DINO}

@@ -1,151 +1,129 @@
-"""Frozen features of a set of pictures: in order, each picture once, prepared as DINO's evaluations do.
+"""Frozen features of any pictures as files, for whatever one wants to do with them.
 
-B = pictures, C = channels, N = patch tokens
+python -m dino.evaluation.features --pretrained_weights checkpoint.pth --data_path photos/ --output_dir features/
 """
 
-from collections.abc import Callable
+import dataclasses
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-from tqdm import tqdm
+from dino.evaluation.benchmark import FeatureOptions, Subject, create_subject, say, set_features
+from dino.evaluation.kinds import CLASS_TOKEN, KINDS, LAST_BLOCKS, PATCH_MEAN
+from dino.evaluation.results import provenance
+from dino.runtime.options import UserError, command, option
 
-from dino.runtime.backbones import evaluating, tokens
-from dino.runtime.distributed import autocast, usable_cores
-from dino.runtime.images import BrokenImageError
-from dino.runtime.options import UserError
-from dino.runtime.pictures import Pictures
-
-# The short side before the crop, over the side of the crop: 256 / 224 in DINO's eval_knn.py.
-_RESIZE_RATIO = 256 / 224
+FORMATS = ("npy", "npz", "parquet")
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
-    """One row per readable picture, in the order of the set; n <= the number of pictures.
-
-    Attributes:
-        class_token: (n, C) float32, after the final norm.
-        patch_mean: (n, C) float32, the mean of the patch tokens after the final norm.
-        labels: (n,) int64, or None for a set without classes.
-        names: of the n pictures.
-        broken: "name: reason" of each picture that is left out.
-    """
-
-    class_token: np.ndarray
-    patch_mean: np.ndarray
-    labels: np.ndarray | None
-    names: list[str]
-    broken: list[str]
-
-
-def eval_transform(size: int) -> Callable[[Image.Image], Tensor]:
-    """Bicubic resize of the short side, centre crop, ImageNet's mean and deviation: (3, size, size)."""
-    return transforms.Compose(
-        [
-            transforms.Resize(
-                round(size * _RESIZE_RATIO), interpolation=transforms.InterpolationMode.BICUBIC
-            ),
-            transforms.CenterCrop(size),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-        ]
+@dataclass(frozen=True)
+class FeaturesOptions(FeatureOptions):
+    data_path: str = option(
+        "/path/to/pictures/",
+        "Pictures with classes or without: a folder, a list, a glob, tar shards, a torchvision set's name, or demo. "
+        "Of a folder that holds train/ and val/, both.",
+    )
+    output_dir: str = option("features", "Folder for the files, one set of them for train and for val.")
+    kinds: tuple[str, ...] = option(
+        (CLASS_TOKEN, PATCH_MEAN),
+        f"Which features, one or more of {', '.join(KINDS)}: class token, mean of the patch tokens, class tokens of "
+        "a ViT's last four blocks, all patch tokens (rows x columns of them per picture).",
+    )
+    format: str = option(
+        "npz",
+        "npy = a folder with one array per kind; npz = one file; parquet = one table (needs pyarrow).",
+        choices=FORMATS,
+    )
+    precision: str = option(
+        "auto",
+        "Of the forward pass; auto = bf16 where the device has it, kept as float16; fp32 is kept as float32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
 
 
-def extract_features(
-    backbone: nn.Module,
-    pictures: Pictures,
-    *,
-    size: int = 224,
-    batch_size: int = 64,
-    device: str | torch.device = "cpu",
-    precision: str = "fp32",
-    num_workers: int = 0,
-    progress: str | None = "features",
-) -> Features:
-    """Features of every readable picture; each module of the backbone gets its own mode back.
+def run(options: FeaturesOptions) -> None:
+    from dino.evaluation.feature_files import check_format, write_features
+    from dino.evaluation.labelled_sets import are_one_set
+    from dino.runtime import distributed
+    from dino.runtime.backbones import reads_blocks
+    from dino.runtime.files import make_writable
+    from dino.runtime.pictures import open_pictures
 
-    Args:
-        backbone: on `device` already.
-        size: side of the square crop, in pixels.
-        precision: of the forward pass, `fp32`, `bf16` or `fp16`; what comes back is float32.
-        num_workers: processes that decode, at most one per usable core; 0 = this process.
-        progress: title of the progress bar, which stays unless it is below another; None = no bar.
-
-    Raises:
-        UserError: no picture can be read.
-    """
-    device = torch.device(device)
-    loader = DataLoader(
-        _Prepared(pictures, eval_transform(size)),
-        batch_size=batch_size,
-        num_workers=min(num_workers, usable_cores()),
-        collate_fn=_collate,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # its own: measuring in mid-training leaves the run's random state alone
-    )
-    kept: list[int] = []
-    broken: list[str] = []
-    class_token: list[np.ndarray] = []
-    patch_mean: list[np.ndarray] = []
-    bar = tqdm(
-        total=len(pictures),
-        desc=progress,
-        unit="img",
-        disable=progress is None,
-        leave=None,
-        dynamic_ncols=True,
-    )
-    # no_grad and not inference_mode: a backbone may keep what it computes here (position features of a size),
-    # and inference tensors cannot be trained with later.
-    with bar, evaluating(backbone), torch.no_grad():
-        for indices, images, messages in loader:
-            kept += indices
-            broken += messages
-            if images is not None:
-                with autocast(device, precision):
-                    class_BC, patches_BNC = tokens(backbone, images.to(device, non_blocking=True))
-                class_token.append(class_BC.float().cpu().numpy())
-                patch_mean.append(patches_BNC.float().mean(dim=1).cpu().numpy())
-            bar.update(len(indices) + len(messages))
-    if not kept:
+    unknown = [kind for kind in options.kinds if kind not in KINDS]
+    if unknown or not options.kinds:
         raise UserError(
-            f"none of the {len(pictures)} pictures can be read" + "".join(f"; {b}" for b in broken[:1])
+            f"--kinds takes one or more of {', '.join(KINDS)}; got {', '.join(unknown) or 'none'}"
         )
-    return Features(
-        class_token=np.concatenate(class_token),
-        patch_mean=np.concatenate(patch_mean),
-        labels=None if pictures.labels is None else np.asarray(pictures.labels, dtype=np.int64)[kept],
-        names=[pictures.name(index) for index in kept],
-        broken=broken,
+    check_format(options.format)
+    device = distributed.pick_device(options.device, options.local_rank)
+    with distributed.processes(device, dist_url=options.dist_url):
+        output = Path(options.output_dir)
+        with distributed.together():
+            make_writable(output, "--output_dir")
+            train, val = (open_pictures(options.data_path, split=split) for split in ("train", "val"))
+            sets = {"pictures": train} if are_one_set(train, val) else {"train": train, "val": val}
+            subject = create_subject(options, device)
+            if LAST_BLOCKS in options.kinds and not reads_blocks(subject.extractor.backbone):
+                raise UserError(f"--kinds {LAST_BLOCKS}: {subject.origin.arch} is no ViT with a class token")
+            _check_room(options, subject, sum(map(len, sets.values())))
+        with _rows_on_disk(options.features_dir, output) as folder:
+            on_disk = dataclasses.replace(options, features_dir=folder)
+            for name, pictures in sets.items():
+                features, data_sha256 = set_features(on_disk, subject, name, pictures, options.kinds)
+                facts: dict[str, Any] = {
+                    **provenance(),
+                    **subject.facts,
+                    "data_path": options.data_path,
+                    "data_sha256": data_sha256,
+                    "classes": pictures.classes,
+                    "broken": features.broken,
+                }
+                with distributed.together():
+                    if distributed.is_main():
+                        stem = output / name
+                        written = write_features(features, pictures.classes, facts, stem, options.format)
+                        shapes = ", ".join(f"{kind} {rows.shape}" for kind, rows in features.rows.items())
+                        say(f"{written}: {shapes} {next(iter(features.rows.values())).dtype}")
+
+
+def _check_room(options: FeaturesOptions, subject: Subject, count: int) -> None:
+    """For the files, and for the rows that grow beside them."""
+    from dino.runtime.files import check_room
+
+    shapes = subject.extractor.row_shapes(options.kinds).values()
+    numbers = count * sum(math.prod(shape) for shape in shapes)
+    rows = numbers * subject.extractor.preparation.dtype.itemsize
+    files = 4 * numbers if options.format == "parquet" else rows  # float32, before compression
+    needed = files if options.features_dir else files + rows
+    check_room(Path(options.output_dir), needed, f"the features of {count} pictures", "--output_dir")
+
+
+@contextmanager
+def _rows_on_disk(features_dir: str, output: Path) -> Iterator[str]:
+    """Where the rows grow, since all patch tokens may not fit into memory; gone afterwards if not asked for."""
+    from dino.runtime import distributed
+
+    if features_dir:
+        yield features_dir
+        return
+    (folder,) = distributed.gather(
+        [tempfile.mkdtemp(prefix=".rows-", dir=output)] if distributed.is_main() else []
     )
+    try:
+        yield folder
+    finally:
+        if distributed.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Prepared(Dataset[tuple[int, Tensor | None, str]]):
-    """(index, image, "") of a readable picture, (index, None, what is wrong) of a broken one."""
-
-    def __init__(self, pictures: Pictures, transform: Callable[[Image.Image], Tensor]) -> None:
-        self._pictures = pictures
-        self._transform = transform
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
-        try:
-            return index, self._transform(self._pictures.picture(index)), ""
-        except BrokenImageError as error:
-            return index, None, str(error)
+def main(prog: str = "dino-features") -> None:
+    command(FeaturesOptions, run, prog=prog, description="Write frozen features of pictures to files.")
 
 
-def _collate(items: list[tuple[int, Tensor | None, str]]) -> tuple[list[int], Tensor | None, list[str]]:
-    images = [image for _, image, _ in items if image is not None]
-    indices = [index for index, image, _ in items if image is not None]
-    broken = [message for _, image, message in items if image is None]
-    return indices, torch.stack(images) if images else None, broken
+if __name__ == "__main__":
+    main()

@@ -27,9 +27,13 @@ def check_features(train: np.ndarray, test: np.ndarray) -> None:
         )
 
 
+def per_class_accuracy(correct: np.ndarray, labels: np.ndarray) -> dict[int, float]:
+    """Accuracy of each class that occurs in `labels`, in percent, by its number, in rising order."""
+    counts = np.bincount(labels)
+    right = np.bincount(labels, weights=correct)
+    return {label: 100 * float(right[label] / counts[label]) for label in np.flatnonzero(counts).tolist()}
+
+
 def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> float:
     """Mean accuracy of the classes that occur in `labels`, in percent: all classes weigh the same."""
-    per_class = np.bincount(labels)
-    right = np.bincount(labels, weights=correct)
-    present = per_class > 0
-    return 100 * float((right[present] / per_class[present]).mean())
+    return float(np.mean(list(per_class_accuracy(correct, labels).values())))

@@ -1,19 +1,23 @@
 """The only door from the method to a backbone: names, construction, weights, tokens, class attention."""
 
 import difflib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from timm.layers import PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import xcit
 from dino.runtime.options import UserError
-from xcit.weights import LoadReport, WeightsError, load_weights
+from xcit.weights import LoadReport, WeightsError, load_weights, read_checkpoint, resolve
+from xcit.zoo import DINO, PUBLISHED, SUPERVISED
 
 # (width, heads) of DINO's vision transformers, all 12 blocks deep (DINO, table 1; DeiT).
 _VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
@@ -61,6 +65,55 @@ def create_backbone(arch: str, patch_size: int = 16, drop_path_rate: float = 0.0
     nearest = difflib.get_close_matches(arch, known, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(list_backbones())}"
     raise UserError(f"unknown model '{arch}'; {hint} (any timm name works too)")
+
+
+def create_published_classifier(name: str) -> tuple[nn.Module, LoadReport]:
+    """A supervised XCiT with its head of 1,000 classes: images (B, 3, H, W) -> (B, 1000).
+
+    Raises:
+        UserError: there is none of that name, or its weights cannot be had.
+    """
+    if name not in SUPERVISED:
+        raise UserError(f"there is no supervised XCiT '{name}'")
+    model = xcit.create_model(SUPERVISED[name].architecture, num_classes=1000)
+    return model, load_backbone_weights(model, name)
+
+
+def published_dino_weights(arch: str, patch_size: int) -> str | None:
+    """Name of the published DINO weights of an architecture; None where there are none."""
+    arch = _OLD_NAMES.get(arch, arch)
+    for weights in DINO.values():
+        if weights.architecture == arch and weights.patch_size in (None, patch_size):
+            return weights.name
+    return None
+
+
+def architecture_of(source: str) -> tuple[str, int | None] | None:
+    """Architecture and patch size that weights say they are for: a published name, or a checkpoint's options.
+
+    Raises:
+        UserError: the file cannot be had or read.
+    """
+    if source in PUBLISHED:
+        return PUBLISHED[source].architecture, PUBLISHED[source].patch_size
+    stored = stored_options(source)
+    arch, patch_size = stored.get("arch"), stored.get("patch_size")
+    if not isinstance(arch, str):
+        return None
+    return arch, patch_size if isinstance(patch_size, int) else None
+
+
+def stored_options(source: str) -> Mapping[str, Any]:
+    """The options of the training that a checkpoint holds, ours or the original's; empty where it has none.
+
+    Raises:
+        UserError: the file cannot be had or read.
+    """
+    try:
+        options = read_checkpoint(resolve(source)).get("args", {})
+    except WeightsError as error:
+        raise UserError(str(error)) from error
+    return options if isinstance(options, Mapping) else getattr(options, "__dict__", {})
 
 
 def _create_timm(arch: str, drop_path_rate: float) -> nn.Module:
@@ -122,6 +175,15 @@ def load_backbone_weights(
         raise UserError(str(error)) from error
 
 
+def tensors_sha256(backbone: nn.Module) -> str:
+    """Checksum of all parameters and buffers, which tells backbones apart wherever their weights came from."""
+    digest = hashlib.sha256()
+    for name, tensor in backbone.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """The backbone's own feature (B, C), and its patch tokens (B, N, C) after the final norm.
 
@@ -134,6 +196,30 @@ def tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         return feature, features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
     has_class_token = getattr(backbone, "cls_token", None) is not None
     return feature, features[:, int(getattr(backbone, "num_prefix_tokens", has_class_token)) :]
+
+
+def reads_blocks(backbone: nn.Module) -> bool:
+    """Whether `last_blocks` can answer: a ViT whose feature is its class token, and not the mean with another."""
+    return (
+        isinstance(backbone, VisionTransformer)
+        and backbone.global_pool == "token"
+        and not isinstance(backbone, VisionTransformerDistilled)
+    )
+
+
+def last_blocks(backbone: nn.Module, images: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Class token (B, C) and patch tokens (B, N, C) after each of a ViT's last `count` blocks and the final norm.
+
+    Raises:
+        UserError: it is no such ViT, or has fewer blocks.
+    """
+    if not reads_blocks(backbone):
+        raise UserError(f"{type(backbone).__name__} has no class token after each block; only ViTs have")
+    vit = cast(VisionTransformer, backbone)
+    if not 1 <= count <= len(vit.blocks):
+        raise UserError(f"the last {count} blocks are asked for, the ViT has {len(vit.blocks)}")
+    blocks = vit.get_intermediate_layers(images, count, return_prefix_tokens=True, norm=True)
+    return [(prefix[:, 0], patches) for patches, prefix in blocks]
 
 
 @contextmanager

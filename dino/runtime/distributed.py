@@ -1,6 +1,8 @@
 """Processes, devices and precision: the same command alone or under torchrun, on CUDA, MPS or CPU."""
 
 import os
+import platform
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -10,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dino.runtime.options import UserError
+from dino.runtime.options import RunStopped, UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -50,6 +52,30 @@ def start(device: torch.device, *, dist_url: str = "env://", timeout: timedelta 
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def processes(device: torch.device, *, dist_url: str = "env://") -> Iterator[None]:
+    """Work of all processes that torchrun started, or of this one alone; what ends it is said by one of them.
+
+    Raises:
+        UserError, RunStopped: as raised inside, in the main process; the others exit with the same code.
+    """
+    start(device, dist_url=dist_url)
+    try:
+        yield
+    except (UserError, RunStopped) as reason:
+        if is_main():
+            raise
+        # All processes share what is raised here, and one says it.
+        raise SystemExit(2 if isinstance(reason, UserError) else 1) from None
+    except RuntimeError as error:
+        if not re.search("(closed|reset) by peer", str(error)):
+            raise
+        # That process has said why, and whoever started this one is about to end it.
+        raise SystemExit(1) from None
+    # Not after an error: others may wait in a reduction, and this would wait for them.
+    stop()
 
 
 def rank() -> int:
@@ -150,6 +176,15 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
 
+def describe(device: torch.device) -> str:
+    """The device in words, for results."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"Apple GPU ({platform.machine()})"
+    return f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {usable_cores()} cores)"
+
+
 def share_cores(device: torch.device, num_workers: int) -> int:
     """Loading processes that this process may start; on a CPU the network then computes on the other cores.
 
@@ -161,6 +196,11 @@ def share_cores(device: torch.device, num_workers: int) -> int:
     workers = min(num_workers, cores // 2)
     torch.set_num_threads(cores - workers)
     return workers
+
+
+def take_all_cores() -> None:
+    """Loading is over, and this process goes on alone."""
+    torch.set_num_threads(usable_cores())
 
 
 def usable_cores() -> int:

@@ -1,6 +1,7 @@
 """Writing files that a user asked for."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -65,3 +66,25 @@ def make_writable(folder: Path, option: str) -> None:
         raise UserError(
             f"cannot write into {option} {folder}: {error.strerror or error}; name another folder"
         ) from error
+
+
+def check_room(folder: Path, needed: int, what: str, option: str) -> None:
+    """Find out before long work that its files fit.
+
+    Args:
+        needed: bytes.
+        what: what needs them, in the plural.
+        option: what the user names the folder with.
+
+    Raises:
+        UserError: the disk of the folder has fewer left.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{what} need {_size(needed)} in {folder}, where {_size(free)} are free; name another folder with {option}"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from itertools import dropwhile, takewhile
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -33,15 +33,17 @@ class RunStopped(Exception):  # noqa: N818 - not an error of the program or the 
     """Long work that ended early for a stated reason: one sentence and exit code 1."""
 
 
-def option(default: Any, help: str, *, choices: Sequence[str] = ()) -> Any:
+def option(default: Any, help: str, *, choices: Sequence[str] = (), positional: bool = False) -> Any:
     """A dataclass field for one command-line option.
 
     Args:
         default: value when the option is not given.
         help: what it does, with its unit and the value that turns it off.
         choices: the words allowed, when there are only some.
+        positional: it is given by its place, without a name.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+    metadata = {"help": help, "choices": tuple(choices), "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def command(
@@ -78,7 +80,7 @@ def parse_options(
 ) -> Options:
     """The options that `arguments` name, the rest from `default`.
 
-    Booleans are written `true` or `false`; hyphens and underscores in names are the same.
+    Booleans are written `true` or `false`, and a name alone is true; hyphens and underscores in names are the same.
 
     Raises:
         UserError: an unknown name or an impossible value.
@@ -91,7 +93,7 @@ def parse_options(
                 form,
                 prog=prog,
                 description=description,
-                args=list(arguments),
+                args=_with_values(options, arguments),
                 default=form(**_values(default)),
                 use_underscores=True,
                 config=(tyro.conf.FlagConversionOff,),
@@ -116,8 +118,21 @@ def _form(options: type[Any]) -> type[Any]:
         choices = field.metadata.get("choices")
         kind: Any = Literal[choices] if choices else hints[field.name]
         described: Any = Annotated[kind, tyro.conf.arg(help=field.metadata.get("help", ""))]
+        if field.metadata.get("positional"):
+            described = cast(Any, tyro.conf.Positional)[described]
         fields.append((field.name, described, dataclasses.field(default=field.default)))
     return dataclasses.make_dataclass(options.__name__, fields, frozen=True)
+
+
+def _with_values(options: type[Any], arguments: Sequence[str]) -> list[str]:
+    """`--evaluate --arch a` as `--evaluate true --arch a`: both are in use among the originals' scripts."""
+    booleans = {f"--{name}" for name, kind in get_type_hints(options).items() if kind is bool}
+    written: list[str] = []
+    for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
+        written.append(argument)
+        if argument.replace("-", "_").replace("__", "--", 1) in booleans and following.startswith("-"):
+            written.append("true")
+    return written
 
 
 def _registry() -> ConstructorRegistry:

@@ -40,7 +40,16 @@ class PictureFiles(Pictures):
         return os.fsencode(self._root / self._paths[index]).decode(errors="replace")
 
     def picture(self, index: int, *, at_least: int | None = None) -> Image:
-        return decode(self._root / self._paths[index], self.name(index), at_least=at_least)
+        path = self._root / self._paths[index]
+        return decode(path, self.name(index), at_least=at_least, as_stored=self.as_stored)
+
+    def stamp(self, index: int) -> tuple[str, int, int]:
+        name = os.fsencode(self._paths[index]).decode(errors="replace")
+        try:
+            file = (self._root / self._paths[index]).stat()
+        except OSError:  # a link that leads nowhere
+            return name, 0, 0
+        return name, file.st_size, file.st_mtime_ns
 
 
 def pictures_in(folder: Path) -> PictureFiles:

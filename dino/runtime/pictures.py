@@ -28,10 +28,12 @@ class Pictures(ABC):
     Attributes:
         classes: names of the classes, by label; empty when there are none.
         labels: class of each picture; None when there are no classes.
+        as_stored: see `images.decode`.
     """
 
     classes: list[str]
     labels: list[int] | None
+    as_stored: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -51,6 +53,13 @@ class Pictures(ABC):
             BrokenImageError: it cannot be read.
         """
 
+    def stamp(self, index: int) -> tuple[str, int, int]:
+        """Its name within the set; its bytes on disk and the time of their last change, 0 and 0 where there are none.
+
+        The time is in nanoseconds, as the file system counts.
+        """
+        return self.name(index), 0, 0
+
 
 class Spread(Pictures):
     """At most `count` of a set's pictures, evenly spaced over it, so that sorted classes all have their part."""
@@ -61,6 +70,14 @@ class Spread(Pictures):
         self.classes = whole.classes
         self.labels = None if whole.labels is None else [whole.labels[index] for index in self.indices]
 
+    @property
+    def as_stored(self) -> bool:
+        return self.whole.as_stored
+
+    @as_stored.setter
+    def as_stored(self, value: bool) -> None:
+        self.whole.as_stored = value
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -69,6 +86,9 @@ class Spread(Pictures):
 
     def picture(self, index: int, *, at_least: int | None = None) -> Image:
         return self.whole.picture(self.indices[index], at_least=at_least)
+
+    def stamp(self, index: int) -> tuple[str, int, int]:
+        return self.whole.stamp(self.indices[index])
 
 
 def open_pictures(data_path: str, *, split: Split = "train") -> Pictures:
@@ -158,7 +178,9 @@ def _folder_of_split(folder: Path, split: Split) -> Path:
     folders = {entry.name.lower(): entry for entry in visible if entry.is_dir()}
     held_out = [folders[name] for name in VAL_NAMES if name in folders]
     train_is_a_class = not held_out and len(folders) > 1
-    if "train" not in folders or train_is_a_class or any(is_picture_name(entry.name) for entry in visible):
+    # Beside both of them a picture is something left there, such as a confusion matrix.
+    more_pictures = not held_out and any(is_picture_name(entry.name) for entry in visible)
+    if "train" not in folders or train_is_a_class or more_pictures:
         return folder
     if split == "train":
         return folders["train"]

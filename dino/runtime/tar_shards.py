@@ -43,6 +43,7 @@ class TarPictures(Pictures):
 
     def __init__(self, shards: Sequence[Path]) -> None:
         self._shards = list(shards)
+        self._changed = [shard.stat().st_mtime_ns for shard in self._shards]
         pictures: list[_Member] = []
         names = {}
         for member in _index(self._shards):
@@ -70,7 +71,12 @@ class TarPictures(Pictures):
         name = self.name(index)
         with reading(name):
             content = _read(self._shards, self._pictures[index])
-        return decode(io.BytesIO(content), name, at_least=at_least)
+        return decode(io.BytesIO(content), name, at_least=at_least, as_stored=self.as_stored)
+
+    def stamp(self, index: int) -> tuple[str, int, int]:
+        member = self._pictures[index]
+        name = f"{self._shards[member.shard].name}/{member.name}".encode(errors="replace").decode()
+        return name, member.size, self._changed[member.shard]
 
 
 def _read(shards: Sequence[Path], member: _Member) -> bytes:

@@ -45,7 +45,8 @@ class TorchvisionPictures(Pictures):
 
     def picture(self, index: int, *, at_least: int | None = None) -> PIL.Image.Image:
         with reading(self.name(index)):
-            return rgb(self._dataset[index][0])
+            picture = self._dataset[index][0]
+            return picture.convert("RGB") if self.as_stored else rgb(picture)
 
 
 def open_torchvision_set(data_path: str, split: Split) -> TorchvisionPictures:

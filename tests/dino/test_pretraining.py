@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino import pretraining
 from dino.distillation import SelfDistillation
-from dino.evaluation.features import extract_features
+from dino.evaluation.extraction import Extractor, Preparation
 from dino.evaluation.knn import knn_accuracy
 from dino.monitor import Monitor
 from dino.pretraining import Pretraining, pretrain
@@ -160,8 +160,9 @@ def knn_of(run, train, test, *, exclude_self, size=16):
     names = sorted(folder.name for folder in train.iterdir())
     arrays = []
     for path in (train, test):
-        features = extract_features(backbone, open_pictures(str(path)), size=size, progress=None)
-        arrays += [features.class_token, np.array([names.index(Path(n).parent.name) for n in features.names])]
+        extractor = Extractor(backbone, Preparation(size=size))
+        features = extractor.extract(open_pictures(str(path)), progress=None)
+        arrays += [features["cls"], np.array([names.index(Path(n).parent.name) for n in features.names])]
     return knn_accuracy(*arrays, ks=(20,), exclude_self=exclude_self)[20].top1
 
 

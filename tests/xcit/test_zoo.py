@@ -43,11 +43,51 @@ def test_dino_files_of_xcits_and_vits() -> None:
     assert DINO["dino_vit_small_8"].url == (
         "https://dl.fbaipublicfiles.com/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth"
     )
+    resnet = DINO["dino_resnet50"]
+    assert (resnet.architecture, resnet.patch_size, resnet.knn, resnet.linear) == (
+        "resnet50",
+        None,
+        67.5,
+        75.3,
+    )
+    assert len(DINO) == 9
     assert all(published.knn < published.linear for published in DINO.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "url", "blocks", "patch_mean"),
+    [
+        ("dino_vit_small_16", "dino_deitsmall16_pretrain/dino_deitsmall16_linearweights.pth", 4, False),
+        ("dino_vit_small_8", "dino_deitsmall8_pretrain/dino_deitsmall8_linearweights.pth", 4, False),
+        ("dino_vit_base_16", "dino_vitbase16_pretrain/dino_vitbase16_linearweights.pth", 1, True),
+        ("dino_vit_base_8", "dino_vitbase8_pretrain/dino_vitbase8_linearweights.pth", 1, True),
+        ("dino_resnet50", "dino_resnet50_pretrain/dino_resnet50_linearweights.pth", 1, False),
+        (
+            "dino_xcit_medium_24_p8",
+            "dino_xcit_medium_24_p8_pretrain/dino_xcit_medium_24_p8_linearweights.pth",
+            1,
+            False,
+        ),
+    ],
+)
+def test_linear_weights_lie_beside_dinos_files_and_say_what_they_were_given(
+    name: str, url: str, blocks: int, patch_mean: bool
+) -> None:
+    published = DINO[name]
+    assert published.linear_url == f"https://dl.fbaipublicfiles.com/dino/{url}"
+    assert (published.linear_blocks, published.linear_patch_mean) == (blocks, patch_mean)
+    assert published.url.rpartition("/")[0] == published.linear_url.rpartition("/")[0]
+
+
+def test_supervised_files_have_no_linear_probe() -> None:
+    assert all(
+        (published.linear_url, published.linear, published.knn) == (None, None, None)
+        for published in SUPERVISED.values()
+    )
+
+
 def test_every_published_file_belongs_to_a_known_architecture() -> None:
-    known = {*ARCHITECTURES, "vit_small", "vit_base"}
+    known = {*ARCHITECTURES, "vit_small", "vit_base", "resnet50"}
     assert {published.architecture for published in PUBLISHED.values()} <= known
     assert all(name == published.name for name, published in PUBLISHED.items())
     assert not MINIATURES.keys() & PUBLISHED.keys()

@@ -1,128 +1,300 @@
+"""The command that writes frozen features, end to end."""
+
+import errno
+import json
+import os
+import shutil
+import sys
+
 import numpy as np
-import PIL.Image
 import pytest
 import torch
-from torch import nn
+from PIL import Image
 
-from dino.evaluation.features import eval_transform, extract_features
-from dino.runtime.images import BrokenImageError
-from dino.runtime.options import UserError
-from dino.runtime.pictures import Pictures
+from dino.evaluation import feature_files, features
+from dino.evaluation.extraction import Preparation
+from dino.evaluation.kinds import KINDS
+from dino.runtime.backbones import create_backbone, tokens
+from dino.runtime.pictures import open_pictures
+from tests.dino.small_runs import write_pictures
 
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-class Listed(Pictures):
-    """Random pictures of various shapes; those in `broken` cannot be read."""
-
-    def __init__(self, count, broken=(), labels=True):
-        self.classes = ["a", "b", "c"] if labels else []
-        self.labels = [index % 3 for index in range(count)] if labels else None
-        self._count, self._broken = count, broken
-
-    def __len__(self):
-        return self._count
-
-    def name(self, index):
-        return f"{index}.png"
-
-    def picture(self, index, *, at_least=None):
-        if index in self._broken:
-            raise BrokenImageError(self.name(index), "is empty")
-        return random_picture(40 + index, 60 - index, seed=index)
-
-
-class Tokens(nn.Module):
-    """A class token and two patch tokens, by batch norm and dropout, which betray a wrong mode."""
-
-    num_prefix_tokens = 1
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(3)
-        self.mix = nn.Linear(3, 5)
-        self.drop = nn.Dropout(0.5)
-
-    def forward_features(self, images):
-        pooled = self.norm(images).flatten(2)
-        means = torch.stack([pooled.mean(2), pooled[..., 0], pooled[..., 1]], dim=1)
-        return self.drop(self.mix(means))
-
-    def forward_head(self, tokens, pre_logits=False):
-        assert pre_logits
-        return tokens[:, 0]
+SMALL = (
+    *("--arch", "xcit_pico_3_p8", "--pretrained_weights", "random", "--image_size", "16", "--device", "cpu"),
+    *("--num_workers", "0", "--precision", "fp32"),
+)
 
 
 @pytest.fixture
-def backbone():
+def photos(tmp_path):
+    """Two classes of four pictures; one is broken."""
+    write_pictures(tmp_path / "photos", count=4)
+    (tmp_path / "photos" / "cats" / "1.png").write_bytes(b"no picture")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command into `out`; returns what it prints."""
+
+    def run(*arguments):
+        monkeypatch.setattr(
+            sys, "argv", ["features", *map(str, arguments), "--output_dir", str(tmp_path / "out")]
+        )
+        features.main("features")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def mistake(run, capsys):
+    """Runs the command with a mistake; returns the sentence."""
+
+    def mistake(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments)
+        assert stop.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("features: ")]
+        (sentence,) = lines
+        return sentence
+
+    return mistake
+
+
+@pytest.fixture
+def expected(photos):
+    """Class tokens and means of the patch tokens of the readable pictures, straight from the backbone."""
     torch.manual_seed(0)
-    backbone = Tokens()
-    backbone.norm.running_mean.uniform_()
-    return backbone
+    backbone = create_backbone("xcit_pico_3_p8").eval()
+    pictures = open_pictures(str(photos))
+    readable = [index for index in range(8) if index != 1]
+    images = torch.stack([Preparation(size=16).transform()(pictures.picture(index)) for index in readable])
+    with torch.no_grad():
+        class_tokens, patch_tokens = tokens(backbone, images)
+    return {
+        "cls": class_tokens.numpy(),
+        "patch_mean": patch_tokens.mean(1).numpy(),
+        "patch_tokens": patch_tokens.numpy(),
+        "names": [pictures.name(index) for index in readable],
+    }
 
 
-def random_picture(width, height, seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return PIL.Image.fromarray(pixels).resize((width, height))
+def files(folder):
+    """All of them, hidden ones too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
-@pytest.mark.parametrize(("size", "short"), [(224, 256), (32, 37), (96, 110)])
-@pytest.mark.parametrize(("width", "height"), [(301, 200), (200, 301), (50, 50)])
-def test_preprocessing_equals_pillow_by_hand(size, short, width, height):
-    picture = random_picture(width, height, seed=0)
-    long = int(short * max(width, height) / min(width, height))
-    resized = picture.resize((long, short) if width > height else (short, long), PIL.Image.Resampling.BICUBIC)
-    left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
-    cropped = np.asarray(resized.crop((left, top, left + size, top + size)))
-    expected = ((cropped / 255 - MEAN) / STD).transpose(2, 0, 1)
-    np.testing.assert_allclose(eval_transform(size)(picture).numpy(), expected, atol=1e-5)
+def assert_holds(arrays, expected, kinds=("cls", "patch_mean")):
+    assert set(arrays) == {*kinds, "names", "labels", "classes"}
+    for kind in kinds:
+        np.testing.assert_allclose(arrays[kind], expected[kind], atol=1e-5)
+    assert arrays["names"].tolist() == expected["names"]
+    assert arrays["labels"].tolist() == [0, 0, 0, 1, 1, 1, 1] and arrays["labels"].dtype == np.int64
+    assert arrays["classes"].tolist() == ["cats", "dogs"]
 
 
-# Python 3.12 warns of every fork of a process with threads.
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (3, 0), (3, 2), (100, 0)])
-def test_each_picture_comes_once_in_order_and_broken_ones_are_listed(backbone, batch_size, num_workers):
-    pictures = Listed(8, broken=(0, 3, 4, 5))
-    features = extract_features(
-        backbone, pictures, size=16, batch_size=batch_size, num_workers=num_workers, progress=None
+def test_one_file_of_arrays_holds_what_the_backbone_gives(run, photos, tmp_path, expected):
+    output = run(*SMALL, "--data_path", photos)
+    with np.load(tmp_path / "out" / "pictures.npz") as arrays:
+        assert_holds(arrays, expected)
+    assert f"{tmp_path}/out/pictures.npz: cls (7, 96), patch_mean (7, 96) float32" in output
+    assert files(tmp_path / "out") == ["pictures.json", "pictures.npz"]
+
+
+def test_a_folder_of_arrays_can_be_mapped_into_memory(run, photos, tmp_path, expected):
+    run(*SMALL, "--data_path", photos, "--format", "npy", "--kinds", "patch_tokens", "cls")
+    folder = tmp_path / "out" / "pictures"
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.iterdir()}
+    assert_holds(arrays, expected, ("patch_tokens", "cls"))
+    assert arrays["patch_tokens"].shape == (7, 4, 96)
+
+
+def test_arrays_of_another_time_do_not_stay_beside_the_new_ones(run, photos, tmp_path):
+    run(*SMALL, "--data_path", photos, "--format", "npy")
+    (tmp_path / "out" / "pictures" / "mine.npy").write_bytes(b"mine")
+    (photos / "cats" / "1.png").unlink()
+    run(*SMALL, "--data_path", photos / "cats", "--format", "npy", "--kinds", "patch_mean")
+    left = {path.name for path in (tmp_path / "out" / "pictures").iterdir()}
+    assert left == {"patch_mean.npy", "names.npy", "classes.npy", "mine.npy"}
+
+
+def test_a_table_has_a_row_per_picture(run, photos, tmp_path, expected, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(feature_files, "_ROWS_PER_GROUP", 3)
+    run(*SMALL, "--data_path", photos, "--format", "parquet", "--kinds", "cls", "patch_tokens")
+    table = parquet.read_table(tmp_path / "out" / "pictures.parquet").to_pydict()
+    assert list(table) == ["name", "label", "class", "cls", "patch_tokens"]
+    assert table["name"] == expected["names"]
+    assert table["label"] == [0, 0, 0, 1, 1, 1, 1] and table["class"] == ["cats"] * 3 + ["dogs"] * 4
+    np.testing.assert_allclose(table["cls"], expected["cls"], atol=1e-5)
+    np.testing.assert_allclose(table["patch_tokens"], expected["patch_tokens"].reshape(7, -1), atol=1e-5)
+    assert files(tmp_path / "out") == ["pictures.json", "pictures.parquet"]
+
+
+def test_a_table_without_pyarrow_is_refused_with_the_name_of_the_extra(
+    mistake, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    sentence = mistake(*SMALL, "--data_path", photos, "--format", "parquet")
+    assert sentence == (
+        "features: --format parquet needs pyarrow: pip install pyarrow (or dino-xcit[parquet]), or take npz"
     )
-    assert features.names == ["1.png", "2.png", "6.png", "7.png"]
-    assert features.labels.tolist() == [1, 2, 0, 1] and features.labels.dtype == np.int64
-    assert features.broken == [f"{index}.png: is empty" for index in (0, 3, 4, 5)]
-    backbone.eval()
-    for row, index in enumerate((1, 2, 6, 7)):
-        with torch.no_grad():
-            tokens = backbone.forward_features(eval_transform(16)(pictures.picture(index))[None])[0]
-        np.testing.assert_allclose(features.class_token[row], tokens[0], atol=1e-6)
-        np.testing.assert_allclose(features.patch_mean[row], tokens[1:].mean(0), atol=1e-6)
+    assert not (tmp_path / "out").exists()
 
 
-def test_extraction_leaves_modes_statistics_gradients_and_random_state_alone(backbone):
-    backbone.train()
-    backbone.norm.eval()  # frozen by the caller
-    statistics, random_state = backbone.norm.running_mean.clone(), torch.get_rng_state()
-    extract_features(backbone, Listed(3), size=16, progress=None)
-    assert backbone.training and backbone.drop.training and not backbone.norm.training
-    assert torch.equal(statistics, backbone.norm.running_mean)
-    assert torch.equal(random_state, torch.get_rng_state())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in backbone.parameters())
+def test_all_kinds_of_a_vit_in_half_precision(run, photos, tmp_path):
+    vit = ("--arch", "vit_tiny", "--patch_size", 8, "--pretrained_weights", "random", "--image_size", 16)
+    output = run(*vit, "--data_path", photos, "--kinds", *KINDS, "--precision", "bf16", "--device", "cpu")
+    with np.load(tmp_path / "out" / "pictures.npz") as arrays:
+        shapes = {kind: arrays[kind].shape for kind in KINDS}
+        assert all(arrays[kind].dtype == np.float16 for kind in KINDS)
+        np.testing.assert_array_equal(arrays["cls_last_4"][:, -192:], arrays["cls"])
+    assert shapes == {
+        "cls": (7, 192),
+        "patch_mean": (7, 192),
+        "cls_last_4": (7, 768),
+        "patch_tokens": (7, 4, 192),
+    }
+    assert output.rstrip().endswith("float16")
 
 
-def test_modes_are_restored_when_extraction_fails(backbone):
-    with pytest.raises(UserError, match=r"^none of the 2 pictures can be read; 0\.png: is empty$"):
-        extract_features(backbone, Listed(2, broken=(0, 1)), size=16, progress=None)
-    assert backbone.training
+def test_kinds_that_are_unknown_or_not_to_be_had_are_one_sentence(mistake, photos, tmp_path):
+    sentence = mistake(*SMALL, "--data_path", photos, "--kinds", "cls", "clss")
+    assert (
+        sentence
+        == "features: --kinds takes one or more of cls, patch_mean, cls_last_4, patch_tokens; got clss"
+    )
+    assert not (tmp_path / "out").exists()
+    sentence = mistake(*SMALL, "--data_path", photos, "--kinds", "cls_last_4")
+    assert sentence == "features: --kinds cls_last_4: xcit_pico_3_p8 is no ViT with a class token"
 
 
-def test_half_precision_gives_float32_close_to_full_precision(backbone):
-    full = extract_features(backbone, Listed(3), size=16, progress=None)
-    half = extract_features(backbone, Listed(3), size=16, precision="bf16", progress=None)
-    assert half.class_token.dtype == half.patch_mean.dtype == np.float32
-    assert not np.array_equal(half.class_token, full.class_token)
-    np.testing.assert_allclose(half.class_token, full.class_token, atol=0.05)
+def test_the_facts_beside_tell_what_was_made_how_and_what_is_left_out(run, photos, tmp_path):
+    output = run(*SMALL, "--data_path", photos)
+    broken = f"{photos}/cats/1.png: not a picture that Pillow can read"
+    assert f"left out: {broken}" in output
+    facts = json.loads((tmp_path / "out" / "pictures.json").read_text())
+    assert facts["broken"] == [broken] and facts["classes"] == ["cats", "dogs"]
+    assert (facts["arch"], facts["weights"], facts["seed"]) == ("xcit_pico_3_p8", "random", 0)
+    assert facts["preprocessing"] == {
+        "size": 16,
+        "resize_ratio": 256 / 224,
+        "precision": "fp32",
+        "as_stored": False,
+    }
+    assert facts["data_path"] == str(photos) and len(facts["data_sha256"]) == 64
+    assert facts["command"].startswith("python features --arch xcit_pico_3_p8")
 
 
-def test_pictures_without_classes_have_no_labels_and_the_bar_can_be_seen(backbone, capsys):
-    features = extract_features(backbone, Listed(2, labels=False), size=16, progress="val features")
-    assert features.labels is None and len(features.names) == 2
-    assert "val features: 100%" in capsys.readouterr().err
+def test_a_folder_with_train_and_val_gives_two(run, photos, tmp_path):
+    (tmp_path / "both").mkdir()
+    photos.rename(tmp_path / "both" / "train")
+    write_pictures(tmp_path / "both" / "val", count=2, seed=1)
+    run(*SMALL, "--data_path", tmp_path / "both")
+    assert files(tmp_path / "out") == ["train.json", "train.npz", "val.json", "val.npz"]
+    for name, count in (("train", 7), ("val", 4)):
+        with np.load(tmp_path / "out" / f"{name}.npz") as arrays:
+            assert len(arrays["cls"]) == len(arrays["names"]) == len(arrays["labels"]) == count
+            assert all(f"/{name}/" in picture for picture in arrays["names"])
+
+
+def test_pictures_without_classes_need_none(run, photos, tmp_path):
+    (photos / "cats" / "1.png").unlink()
+    run(*SMALL, "--data_path", photos / "cats")
+    with np.load(tmp_path / "out" / "pictures.npz") as arrays:
+        assert "labels" not in arrays and arrays["classes"].shape == (0,) and arrays["cls"].shape == (3, 96)
+
+
+def test_pictures_can_be_read_as_they_are_stored(run, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
+    (tmp_path / "odd").mkdir()
+    Image.fromarray(noise).save(tmp_path / "odd" / "turned.jpg", exif=turned)
+    rows = []
+    for flags in ((), ("--as_stored",)):
+        run(*SMALL, "--data_path", tmp_path / "odd", *flags)
+        with np.load(tmp_path / "out" / "pictures.npz") as arrays:
+            rows.append(arrays["cls"])
+    assert not np.allclose(rows[0], rows[1], atol=1e-3)
+
+
+def test_kept_features_are_reused_for_another_format(run, photos, tmp_path, monkeypatch):
+    keep = ("--features_dir", tmp_path / "kept")
+    run(*SMALL, "--data_path", photos, *keep)
+    monkeypatch.setattr(
+        "dino.evaluation.extraction.Extractor.fill", lambda *_, **__: pytest.fail("read again")
+    )
+    output = run(*SMALL, "--data_path", photos, *keep, "--format", "npy")
+    assert "pictures features: reused from " in output and output.count("left out: ") == 1
+    with np.load(tmp_path / "out" / "pictures.npz") as arrays:
+        for name in arrays:
+            np.testing.assert_array_equal(
+                arrays[name], np.load(tmp_path / "out" / "pictures" / f"{name}.npy")
+            )
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "parquet"])
+def test_a_disk_that_is_full_in_the_end_is_one_sentence_and_leaves_nothing(
+    mistake, photos, tmp_path, monkeypatch, form
+):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+
+    def full(path, *_):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(feature_files, "_with_file", full)
+    monkeypatch.setattr(feature_files, "_write_table", full)
+    sentence = mistake(*SMALL, "--data_path", photos, "--format", form)
+    assert sentence.startswith(f"features: cannot write {tmp_path}/out/pictures")
+    assert "No space left on device" in sentence
+    assert files(tmp_path / "out") == [] and not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_work(mistake, photos, tmp_path, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    assert "features: the features of 8 pictures need " in mistake(*SMALL, "--data_path", photos)
+    assert files(tmp_path / "out") == [] and not list((tmp_path / "out").iterdir())
+
+
+def test_room_is_needed_for_the_file_and_for_the_rows_beside_it(run, mistake, photos, tmp_path, monkeypatch):
+    usage, rows = shutil.disk_usage("/"), 8 * 2 * 96 * 4
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * rows - 1))
+    sentence = mistake(*SMALL, "--data_path", photos)
+    assert sentence == (
+        f"features: the features of 8 pictures need 0.0 MB in {tmp_path}/out, where 0.0 MB are free; "
+        "name another folder with --output_dir"
+    )
+    assert not list((tmp_path / "out").iterdir())
+    run(*SMALL, "--data_path", photos, "--features_dir", tmp_path / "kept")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * rows))
+    run(*SMALL, "--data_path", photos)
+
+
+def test_a_folder_that_is_a_file_is_one_sentence(mistake, photos, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    sentence = mistake(*SMALL, "--data_path", photos)
+    assert sentence.startswith(f"features: cannot write into --output_dir {tmp_path}/out: File exists")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--data_path", "/nowhere/at/all"), "/nowhere/at/all is no file or folder"),
+        (("--image_size", "0"), "--image_size must be 1 or more, got 0"),
+        (("--batch_size_per_gpu", "0"), "--batch_size_per_gpu must be 1 or more, got 0"),
+        (("--num_workers", "-1"), "--num_workers must be 0 or more, got -1"),
+        (("--seed", "-1"), "--seed must be 0 or more, got -1"),
+        (("--arch", "xcit_pico_3_p9"), "unknown model 'xcit_pico_3_p9'; did you mean xcit_pico_3_p8"),
+        (("--pretrained_weights", "nothing.pth"), "there is no file nothing.pth"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_sentence_and_leaves_nothing(
+    mistake, photos, tmp_path, arguments, sentence
+):
+    assert f"features: {sentence}" in mistake(*SMALL, "--data_path", photos, *arguments)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

@@ -1,19 +1,13 @@
 import math
-import sys
 
 import numpy as np
-import PIL.Image
 import pytest
-import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from dino.evaluation import features, knn
-from dino.evaluation.benchmark import FeatureOptions, labelled_features
-from dino.evaluation.features import extract_features
+from dino.evaluation import search
 from dino.evaluation.knn import knn_accuracy
-from dino.runtime import distributed
+from dino.evaluation.scoring import per_class_accuracy
 from dino.runtime.options import UserError
-from tests.dino.small_runs import write_pictures
 
 
 def clusters(count, classes, seed, width=6):
@@ -123,15 +117,22 @@ def test_classes_with_equal_votes_are_ranked_by_number():
     assert two.top5 == 0 and two.neighbours == 2
 
 
-def test_blocks_of_queries_and_of_training_rows_change_nothing(monkeypatch):
-    train, train_labels = clusters(60, 5, seed=0)
+def test_queries_that_are_searched_again_keep_their_place(monkeypatch):
+    train, train_labels = clusters(300, 5, seed=0)
     test, test_labels = clusters(50, 5, seed=1)
-    whole = knn_accuracy(train, train_labels, test, test_labels, ks=(10,))[10]
-    monkeypatch.setattr(knn, "_QUERIES_PER_BLOCK", 7)
-    monkeypatch.setattr(knn, "_ROWS_PER_BLOCK", 11)
-    blocks = knn_accuracy(train, train_labels, test, test_labels, ks=(10,))[10]
-    np.testing.assert_array_equal(whole.predictions, blocks.predictions)
-    assert whole.top5 == blocks.top5
+    known = knn_accuracy(train, train_labels, test, test_labels, ks=(10,))[10]
+    certain, propose = np.arange(50) % 3 > 0, search.Search._propose
+    monkeypatch.setattr(search, "_QUERIES_PER_ANSWER", 7)
+    monkeypatch.setattr(search.Search, "_propose", lambda self, rows: (propose(self, rows)[0], certain[rows]))
+    result = knn_accuracy(train, train_labels, test, test_labels, ks=(10,))[10]
+    np.testing.assert_array_equal(result.predictions, known.predictions)
+    np.testing.assert_array_equal(result.correct, known.correct)
+    assert result.top5 == known.top5
+
+
+def test_accuracy_of_each_class_that_occurs_by_its_number():
+    correct, labels = np.array([True, False, True, True, False]), np.array([7, 2, 7, 2, 4])
+    assert list(per_class_accuracy(correct, labels).items()) == [(2, 50), (4, 0), (7, 100)]
 
 
 @pytest.mark.parametrize(
@@ -156,100 +157,3 @@ def test_what_cannot_be_scored_is_refused_in_a_sentence(change, message):
     }
     with pytest.raises(UserError, match=message):
         knn_accuracy(**arguments)
-
-
-def run_command(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["dino-knn", *map(str, arguments)])
-    knn.main()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two classes told apart by colour, and one broken file."""
-    write_pictures(tmp_path / "train", count=6)
-    write_pictures(tmp_path / "val", count=3, seed=1)
-    (tmp_path / "train" / "cats" / "0.png").write_bytes(b"no picture")
-    return tmp_path
-
-
-SMALL = ("--arch", "xcit_pico_3_p8", "--image_size", "16", "--num_workers", "0")
-
-
-def test_command_prints_dinos_lines_and_its_dumped_files_load_again(folder, monkeypatch, capsys):
-    dump = folder / "features"
-    on_cpu = ("--device", "cuda", "--use_cuda", "false")
-    run_command(
-        monkeypatch, *SMALL, *on_cpu, "--data_path", folder, "--nb_knn", 3, 50, "--dump_features", dump
-    )
-    output = capsys.readouterr().out
-    assert "random weights: a baseline" in output
-    assert "left out: " in output and "cats/0.png" in output
-    assert "--nb_knn 50: there are only 11 training pictures, so all of them vote" in output
-    lines = [line for line in output.splitlines() if "classifier result" in line]
-    assert lines[0].startswith("3-NN classifier result: Top1: ") and ", Top5: 100.000, Balanced: " in lines[0]
-
-    features = torch.load(dump / "trainfeat.pth", weights_only=True)
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(11))
-    assert torch.load(dump / "testlabels.pth", weights_only=True).tolist() == [0, 0, 0, 1, 1, 1]
-    run_command(monkeypatch, "--load_features", dump, "--nb_knn", 3, 50)
-    assert [line for line in capsys.readouterr().out.splitlines() if "classifier result" in line] == lines
-
-
-def fails_with(monkeypatch, capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        run_command(monkeypatch, *arguments)
-    assert stop.value.code == 2
-    return capsys.readouterr().err
-
-
-def test_command_names_what_is_missing(folder, monkeypatch, capsys):
-    (folder / "val" / "dogs").rename(folder / "val" / "bright")
-    error = fails_with(monkeypatch, capsys, *SMALL, "--data_path", folder)
-    assert "val has 1 of its 2 classes without any in train: bright; both need the same" in error
-    error = fails_with(monkeypatch, capsys, *SMALL, "--data_path", folder / "train")
-    assert "train is one set of pictures; two are needed: a folder that holds train/ and val/" in error
-    (folder / "trainfeat.pth").write_bytes(b"no tensor")
-    error = fails_with(monkeypatch, capsys, "--load_features", folder)
-    assert "trainfeat.pth cannot be read as a tensor; write it again with --dump_features" in error
-    error = fails_with(monkeypatch, capsys, "--load_features", folder / "nowhere")
-    assert "trainfeat.pth is missing; --load_features needs trainfeat.pth, trainlabels.pth" in error
-
-
-def test_features_that_cannot_be_dumped_are_one_sentence(folder, monkeypatch, capsys):
-    (folder / "file").write_text("mine")
-    error = fails_with(monkeypatch, capsys, *SMALL, "--data_path", folder, "--dump_features", folder / "file")
-    assert f"cannot write into --dump_features {folder}/file: File exists; name another folder" in error
-    assert (folder / "file").read_text() == "mine"
-
-
-def test_loading_and_computing_share_the_cores(folder, monkeypatch):
-    threads, loading = [], []
-
-    def extract(*arguments, num_workers, **settings):
-        loading.append(num_workers)
-        return extract_features(*arguments, num_workers=0, **settings)
-
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setattr(distributed, "usable_cores", lambda: 6)
-    monkeypatch.setattr(features, "extract_features", extract)
-    labelled_features(
-        FeatureOptions(arch="xcit_pico_3_p8", image_size=16, data_path=str(folder), device="cpu")
-    )
-    assert (threads, loading) == ([3], [3, 3])
-
-
-def test_val_may_lack_a_class_of_train(folder, monkeypatch, capsys):
-    (folder / "train" / "black").mkdir()
-    PIL.Image.new("RGB", (24, 24)).save(folder / "train" / "black" / "0.png")
-    run_command(
-        monkeypatch, *SMALL, "--data_path", folder, "--nb_knn", 3, "--dump_features", folder / "features"
-    )
-    # Labels count train's classes: black, cats, dogs.
-    assert torch.load(folder / "features" / "testlabels.pth", weights_only=True).tolist() == [
-        1,
-        1,
-        1,
-        2,
-        2,
-        2,
-    ]

@@ -8,7 +8,7 @@ import torch
 
 from dino.runtime import distributed
 from dino.runtime.distributed import autocast, pick_device, pick_precision, share_cores
-from dino.runtime.options import UserError
+from dino.runtime.options import RunStopped, UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -115,6 +115,57 @@ def test_alone_nothing_is_started_and_everything_is_its_own():
     assert distributed.gather(["a"]) == ["a"] and distributed.gather([]) == []
     with pytest.raises(UserError, match=r"^no$"), distributed.together():
         raise UserError("no")
+
+
+@pytest.mark.parametrize(("reason", "code"), [(UserError("wrong"), 2), (RunStopped("collapsed"), 1)])
+def test_what_ends_all_processes_is_said_by_the_main_one_and_all_exit_alike(reason, code, monkeypatch):
+    with pytest.raises(type(reason)) as raised, distributed.processes(CPU):
+        raise reason
+    assert raised.value is reason
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    with pytest.raises(SystemExit) as stop, distributed.processes(CPU):
+        raise reason
+    assert stop.value.code == code
+
+
+@pytest.mark.parametrize(
+    "text", ["Connection closed by peer [127.0.0.1]:33", "recv: Connection reset by peer"]
+)
+def test_a_process_whose_neighbour_ended_ends_without_a_word(text):
+    with pytest.raises(SystemExit) as stop, distributed.processes(CPU):
+        raise RuntimeError(text)
+    assert stop.value.code == 1
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of memory"), ZeroDivisionError(), KeyboardInterrupt()]
+)
+def test_other_errors_come_through_as_they_are(error, monkeypatch):
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    with pytest.raises(type(error)) as raised, distributed.processes(CPU):
+        raise error
+    assert raised.value is error
+
+
+def test_processes_are_left_when_the_work_is_done_and_not_after_an_error(monkeypatch):
+    calls = []
+    monkeypatch.setattr(distributed, "start", lambda device, dist_url: calls.append(dist_url))
+    monkeypatch.setattr(distributed, "stop", lambda: calls.append("stop"))
+    with distributed.processes(CPU, dist_url="tcp://here:1"):
+        calls.append("work")
+    with pytest.raises(UserError), distributed.processes(CPU):
+        raise UserError("wrong")
+    assert calls == ["tcp://here:1", "work", "stop", "env://"]
+
+
+def test_a_device_is_described_in_words(monkeypatch):
+    monkeypatch.setattr(distributed, "usable_cores", lambda: 3)
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    words = distributed.describe(CPU)
+    assert words.startswith("CPU (arm64, ") and words.endswith(", 3 cores)")
+    assert distributed.describe(torch.device("mps")) == "Apple GPU (arm64)"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"H200 number {device.index}")
+    assert distributed.describe(torch.device("cuda", 1)) == "H200 number 1"
 
 
 _ONE_OF_TWO = """

@@ -109,11 +109,15 @@ def test_val_comes_before_test(tmp_path: Path) -> None:
     assert names(open_pictures(str(tmp_path), split="val"), tmp_path) == ["val/3.png"]
 
 
-def test_train_may_be_a_class_and_pictures_outside_keep_a_folder_whole(tmp_path: Path) -> None:
+def test_train_may_be_a_class_and_pictures_beside_it_alone_keep_a_folder_whole(tmp_path: Path) -> None:
     make(tmp_path / "a", "train/1.png", "plane/2.png")
     assert open_pictures(str(tmp_path / "a")).classes == ["plane", "train"]
-    make(tmp_path / "b", "train/1.png", "val/2.png", "3.png")
-    assert len(open_pictures(str(tmp_path / "b"))) == 3
+    make(tmp_path / "b", "train/1.png", "3.png")
+    assert len(open_pictures(str(tmp_path / "b"))) == 2
+    make(tmp_path / "c", "train/1.png", "val/2.png", "confusion.png")
+    assert (
+        len(open_pictures(str(tmp_path / "c"))) == len(open_pictures(str(tmp_path / "c"), split="val")) == 1
+    )
 
 
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:

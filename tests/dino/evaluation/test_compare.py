@@ -1,0 +1,63 @@
+import json
+import sys
+
+import pytest
+
+from dino.evaluation import compare
+from tests.dino.small_runs import write_pictures
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=None):
+        monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
+        if code is None:
+            compare.main()
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as stop:
+            compare.main()
+        assert stop.value.code == code
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_a_run_is_compared_with_its_own_random_start_at_its_own_size(finished, run, tmp_path):
+    write_pictures(tmp_path / "data" / "train", count=6)
+    write_pictures(tmp_path / "data" / "val", count=3, seed=1)
+    flags = ("--data_path", tmp_path / "data", "--device", "cpu", "--num_workers", 0, "--epochs", 3, "--k", 5)
+    output = run("--pretrained_weights", finished / "checkpoint.pth", *flags)
+    table = output[output.index("top-1 accuracy, %") :].splitlines()
+    assert table[0].split() == ["top-1", "accuracy,", "%", "random", "start", "trained", "p", "(McNemar)"]
+    measures = [
+        f"{measure}, {features}"
+        for measure in ("5-NN", "linear, SGD", "logistic regression")
+        for features in ("CLS", "CLS + patch mean")
+    ]
+    result = json.loads((tmp_path / "results.json").read_text())["compare"]
+    assert [row["measure"] for row in result["results"]] == measures
+    for row, line in zip(result["results"], table[1:7], strict=True):
+        assert line.startswith(row["measure"])
+        assert line.split()[-3:-1] == [f"{row['random']:.1f}", f"{row['trained']:.1f}"]
+    assert result["preprocessing"]["size"] == 16 and "xcit_pico_3_p8: random weights" in output
+
+
+def test_without_a_checkpoint_there_is_nothing_to_compare(run):
+    assert "--pretrained_weights: name the checkpoint that is compared" in run("--data_path", "demo", code=2)
+
+
+def test_the_random_start_is_that_of_the_run(finished, tmp_path, monkeypatch):
+    """The first random weights of the run's seed, before its first step."""
+    import torch
+
+    from dino.evaluation.benchmark import FeatureOptions, create_subject
+    from dino.plan import create_distillation
+    from tests.dino.small_runs import tiny
+
+    options = FeatureOptions(arch="xcit_pico_3_p8", pretrained_weights="random", image_size=16, seed=4)
+    backbone = create_subject(options, torch.device("cpu")).extractor.backbone
+    start = create_distillation(tiny("", tmp_path, seed=4), torch.device("cpu"), "fp32").teacher.backbone
+    for ours, theirs in zip(backbone.parameters(), start.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
