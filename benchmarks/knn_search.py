@@ -8,19 +8,15 @@ that making them counts neither as time nor as memory. With --compare true also,
 all k by one search against one textbook search for each k.
 """
 
-import datetime
 import json
 import multiprocessing
-import platform
 import resource
-import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,8 @@ import numpy as np
 
 from dino.evaluation import search
 from dino.evaluation.knn import knn_accuracy
+from dino.evaluation.results import provenance
+from dino.runtime.distributed import describe
 from dino.runtime.files import make_writable, write_atomically
 from dino.runtime.options import UserError, command, option
 
@@ -67,7 +65,10 @@ def measure(options: SearchOptions) -> None:
         if options.compare:
             report["comparison"] = _compare(folder, options)
     if options.output:
-        text = json.dumps({**_circumstances(), **report}, indent=1) + "\n"
+        import torch
+
+        machine = describe(torch.device("cpu"))
+        text = json.dumps({**provenance(), "machine": machine, **report}, indent=1) + "\n"
         write_atomically(Path(options.output), lambda temporary: temporary.write_text(text))
 
 
@@ -179,22 +180,6 @@ def textbook(
         votes_QL.scatter_add_(1, labels[neighbour_Qk], (cosine_Qk / temperature).exp())
         predictions.append(votes_QL.argmax(dim=1))
     return torch.cat(predictions).numpy()
-
-
-def _circumstances() -> dict[str, Any]:
-    import torch
-
-    from dino.runtime.distributed import usable_cores
-
-    return {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), {usable_cores()} cores",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "faiss-cpu", "torch")},
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -9,18 +9,12 @@ attention mass on the object over the object's area, of the head that is best on
 disc of the same area.
 """
 
-import datetime
 import json
-import platform
-import shlex
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
-import timm
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -33,10 +27,11 @@ from dino.evaluation.knn import knn_accuracy
 from dino.evaluation.labelled_sets import class_numbers, open_train_and_val
 from dino.evaluation.logistic import logistic_accuracy
 from dino.evaluation.paired import paired_difference, paired_difference_over_runs
+from dino.evaluation.results import provenance
 from dino.plan import create_distillation
 from dino.runtime import checkpoint
 from dino.runtime.demo_pictures import DemoPictures
-from dino.runtime.distributed import usable_cores
+from dino.runtime.distributed import describe
 from dino.runtime.files import make_writable, write_atomically
 from dino.runtime.options import UserError, command, option
 from dino.runtime.pictures import Pictures
@@ -95,20 +90,11 @@ def compare(options: LearningOptions) -> None:
         rows.append(_row("all", name, 100 * before_all.mean(), 100 * after_all.mean(), *compared))
     _print(rows)
     if options.output:
-        text = json.dumps({**_circumstances(), "rows": rows}, indent=1) + "\n"
+        text = (
+            json.dumps({**provenance(), "machine": describe(torch.device("cpu")), "rows": rows}, indent=1)
+            + "\n"
+        )
         write_atomically(Path(options.output), lambda temporary: temporary.write_text(text))
-
-
-def _circumstances() -> dict[str, Any]:
-    return {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), {usable_cores()} cores",
-        "versions": {
-            "python": platform.python_version(),
-            **{package.__name__: package.__version__ for package in (torch, timm, sklearn, np)},
-        },
-    }
 
 
 def _networks(folder: Path) -> tuple[nn.Module, nn.Module, TrainOptions]:

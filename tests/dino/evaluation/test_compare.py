@@ -1,5 +1,5 @@
 import json
-import sys
+from functools import partial
 
 import pytest
 
@@ -8,20 +8,8 @@ from tests.dino.small_runs import write_pictures
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, code=None):
-        monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
-        if code is None:
-            compare.main()
-            return capsys.readouterr().out
-        with pytest.raises(SystemExit) as stop:
-            compare.main()
-        assert stop.value.code == code
-        return capsys.readouterr().err
-
-    return run
+def run(call):
+    return partial(call, compare.main)
 
 
 def test_a_run_is_compared_with_its_own_random_start_at_its_own_size(finished, run, tmp_path):

@@ -1,5 +1,5 @@
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -18,39 +18,24 @@ SMALL = (
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path):
     """Two classes told apart by colour, and one broken file."""
     write_pictures(tmp_path / "train", count=6)
     write_pictures(tmp_path / "val", count=3, seed=1)
     (tmp_path / "train" / "cats" / "0.png").write_bytes(b"no picture")
-    monkeypatch.chdir(tmp_path)  # where results.json goes
     return tmp_path
 
 
 @pytest.fixture
-def knn(monkeypatch, capsys):
+def knn(call):
     """Runs the command; returns what it prints."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["eval_knn.py", *map(str, arguments)])
-        eval_knn.main("eval_knn.py")
-        return capsys.readouterr().out
-
-    return run
+    return partial(call, eval_knn.main)
 
 
 @pytest.fixture
-def mistake(monkeypatch, capsys):
+def mistake(call):
     """Runs the command with a mistake; returns the sentence."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["eval_knn.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            eval_knn.main("eval_knn.py")
-        assert stop.value.code == 2
-        return capsys.readouterr().err
-
-    return run
+    return partial(call, eval_knn.main, code=2)
 
 
 def dinos_lines(output):
@@ -97,8 +82,7 @@ def printed(output):
 
 
 @pytest.mark.parametrize("arch", ["xcit_pico_3_p8", "vit_tiny", "resnet10t.c3_in1k"])
-def test_accuracies_equal_the_originals_to_the_last_picture(tmp_path, knn, arch, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_accuracies_equal_the_originals_to_the_last_picture(tmp_path, knn, arch):
     random = np.random.default_rng(0)
     for part, count in (("train", 15), ("val", 7)):
         for label in range(5):
@@ -123,10 +107,7 @@ def test_accuracies_equal_the_originals_to_the_last_picture(tmp_path, knn, arch,
 
 
 @pytest.mark.slow
-def test_accuracies_on_photographs_equal_the_originals_to_the_last_picture(
-    tmp_path, knn, shared_data, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
+def test_accuracies_on_photographs_equal_the_originals_to_the_last_picture(tmp_path, knn, shared_data):
     torch.manual_seed(0)
     torch.save(create_backbone("xcit_pico_3_p8").state_dict(), tmp_path / "weights.pth")
     photos = shared_data / "photos"
@@ -166,7 +147,7 @@ def test_results_say_what_they_are_about(folder, knn):
     )
     assert f"cats {3:>9} {result['per_class']['cats']['3']:7.2f}" in output
     assert result["pictures"] == {"train": 11, "val": 6} and "0.png" in result["broken"][0]
-    assert result["command"].startswith("python eval_knn.py --arch xcit_pico_3_p8")
+    assert result["command"].startswith("python command.py --arch xcit_pico_3_p8")
     assert result["seed"] == 0 and result["weights_sha256"] is None and len(result["backbone_sha256"]) == 64
     assert set(result["data_sha256"]) == {"train", "val"} and result["device"].startswith("CPU")
     assert {"torch", "timm", "numpy", "python"} <= result["versions"].keys()

@@ -1,6 +1,6 @@
 import csv
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,37 +21,22 @@ ORIGINAL = (*SMALL, "--protocol", "original", "--batch_size_per_gpu", "5", "--lr
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path):
     write_pictures(tmp_path / "train", count=6)
     write_pictures(tmp_path / "val", count=3, seed=1)
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def linear(monkeypatch, capsys):
+def linear(call):
     """Runs the command; returns what it prints."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["eval_linear.py", *map(str, arguments)])
-        eval_linear.main("eval_linear.py")
-        return capsys.readouterr().out
-
-    return run
+    return partial(call, eval_linear.main)
 
 
 @pytest.fixture
-def mistake(monkeypatch, capsys):
+def mistake(call):
     """Runs the command with a mistake; returns the sentence."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["eval_linear.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            eval_linear.main("eval_linear.py")
-        assert stop.value.code == 2
-        return capsys.readouterr().err
-
-    return run
+    return partial(call, eval_linear.main, code=2)
 
 
 def results(folder, name):
@@ -145,9 +130,8 @@ def published(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("named", [("--arch", "xcit_pico_3_p8"), ("--pretrained_weights", "dino_pico")])
-def test_evaluate_scores_the_published_classifier_of_an_xcit(tmp_path, published, linear, named, monkeypatch):
+def test_evaluate_scores_the_published_classifier_of_an_xcit(tmp_path, published, linear, named):
     """For which the original silently scores random weights. Few of ImageNet's classes, and no train/."""
-    monkeypatch.chdir(tmp_path)
     backbone, classifier = published
     images, labels = [], []
     # Their outputs are 0, 1 and 999.

@@ -1,5 +1,5 @@
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ CLASSES = {"n01440764": 0, "n01443537": 1, "n15075141": 999}
 
 
 @pytest.fixture
-def imagenet(tmp_path, monkeypatch):
+def imagenet(tmp_path):
     """A few pictures in ImageNet's layout."""
     for part, count in (("train", 8), ("val", 4)):
         for name, output in CLASSES.items():
@@ -30,7 +30,6 @@ def imagenet(tmp_path, monkeypatch):
                 pixels = noise.integers(0, 160, (4, 4, 3)) + np.array([0, 30, 60]) * (output % 3)
                 picture = Image.fromarray(pixels.astype(np.uint8)).resize((300, 260))
                 picture.save(tmp_path / part / name / f"{index}.jpg")
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -51,18 +50,8 @@ def publish(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments, code=None):
-        monkeypatch.setattr(sys, "argv", ["dino-verify", *map(str, arguments)])
-        if code is None:
-            verify.main()
-            return capsys.readouterr().out
-        with pytest.raises(SystemExit) as stop:
-            verify.main()
-        assert stop.value.code == code
-        return capsys.readouterr().err
-
-    return run
+def run(call):
+    return partial(call, verify.main)
 
 
 ON_CPU = ("--device", "cpu", "--num_workers", 0)
