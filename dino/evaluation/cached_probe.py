@@ -12,8 +12,8 @@ from dino.evaluation.probe_result import ProbeResult
 if TYPE_CHECKING:
     import torch
 
-    from dino.evaluation.benchmark import LabelledFeatures
     from dino.evaluation.extraction import Features
+    from dino.evaluation.labelled_features import LabelledFeatures
 
 GRID = "SGD, cached features"
 LOGISTIC = "logistic regression, cached features"

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from dino.evaluation.benchmark import RANDOM, FeatureOptions, create_subject, extract_both
 from dino.evaluation.cached_probe import inputs, probe
+from dino.evaluation.evaluation_options import RANDOM, FeatureOptions
 from dino.evaluation.knn import knn_accuracy
+from dino.evaluation.labelled_features import extract_both
 from dino.evaluation.paired import paired_difference
 from dino.evaluation.results import check_results, write_results
+from dino.evaluation.subject import create_subject
 from dino.runtime.options import UserError, command, option
 
 _LOGISTIC_MAX = 20_000

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dino.evaluation.benchmark import FeatureOptions, labelled_features
+from dino.evaluation.evaluation_options import FeatureOptions
 from dino.evaluation.kinds import CLASS_TOKEN, PATCH_MEAN
 from dino.evaluation.knn import KnnResult, knn_accuracy
+from dino.evaluation.labelled_features import labelled_features
 from dino.evaluation.results import check_results, write_results
 from dino.evaluation.scoring import per_class_accuracy
 from dino.runtime.files import make_writable

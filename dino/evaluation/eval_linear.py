@@ -12,17 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dino.evaluation.benchmark import (
-    FeatureOptions,
-    Subject,
-    create_subject,
-    labelled_features,
-    resolve_weights,
-    say,
-)
 from dino.evaluation.cached_probe import plain, probe, probe_few_shots
+from dino.evaluation.evaluation_options import FeatureOptions
+from dino.evaluation.labelled_features import labelled_features
 from dino.evaluation.probe_table import probe_table
 from dino.evaluation.results import check_results, read_results, write_results
+from dino.evaluation.subject import Subject, create_subject, resolve_weights, say
 from dino.runtime.options import UserError, command, option
 
 if TYPE_CHECKING:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino.evaluation.benchmark import FeatureOptions, Subject, create_subject, say, set_features
+from dino.evaluation.evaluation_options import FeatureOptions
 from dino.evaluation.kinds import CLASS_TOKEN, KINDS, LAST_BLOCKS, PATCH_MEAN
+from dino.evaluation.labelled_features import set_features
 from dino.evaluation.results import provenance
+from dino.evaluation.subject import Subject, create_subject, say
 from dino.runtime.options import UserError, command, option
 
 FORMATS = ("npy", "npz", "parquet")

@@ -4,7 +4,7 @@ Its files too: `checkpoint.pth.tar` and `log.txt`. A run that was stopped contin
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchvision import transforms
 
-from dino.evaluation.extraction import Extractor, to_normalised_tensor
+from dino.evaluation.extraction import Extractor
 from dino.evaluation.linear_classifier import (
     LinearClassifier,
     ProbedTokens,
@@ -26,10 +23,9 @@ from dino.evaluation.linear_classifier import (
     classifier_state,
     score,
 )
-from dino.loader import mixed_seed
+from dino.evaluation.random_crops import RandomCrops
 from dino.runtime import checkpoint, distributed
 from dino.runtime.distributed import mean_over_ranks
-from dino.runtime.images import BrokenImageError
 from dino.runtime.options import RunStopped, UserError
 from dino.runtime.pictures import Pictures
 from dino.runtime.run_log import RunLog
@@ -105,13 +101,18 @@ def train_classifier(
         if (folder / NAME).exists():
             state.resume(folder / NAME)
             say(f"continuing {folder / NAME} after epoch {state.epoch} of {settings.epochs}")
-    crops = _Crops(train, _random_crops(extractor.preparation.size), settings.seed)
-    sampler = _sampler(train, settings.seed)
-    steps = math.ceil(len(sampler) / settings.batch_size)
+    crops = RandomCrops(
+        train,
+        size=extractor.preparation.size,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        num_workers=settings.num_workers,
+        pin_memory=extractor.device.type == "cuda",
+    )
     log = RunLog(
         folder,
-        steps=steps * settings.epochs,
-        first_step=steps * state.epoch,
+        steps=len(crops) * settings.epochs,
+        first_step=len(crops) * state.epoch,
         first_epoch=state.epoch,
         pictures_per_step=settings.batch_size * distributed.world_size(),
         active=distributed.is_main(),
@@ -121,25 +122,16 @@ def train_classifier(
     try:
         if state.epoch < settings.epochs:
             log.start()
-        for epoch in range(state.epoch, settings.epochs):
-            row: dict[str, Any] = {"train_lr": state.optimizer.param_groups[0]["lr"]}
-            batches = _batches(crops, sampler, epoch, settings, extractor.device)
-            losses = []
-            for images, labels, messages in batches:
-                broken.update(messages)
-                losses.append(_step(extractor, tokens_of, state, images, labels))
-                log.step(epoch, losses[-1])
-            row |= {"train_loss": float(np.mean(losses)), "epoch": epoch}
-            state.scheduler.step()
-            if epoch % settings.val_freq == 0 or epoch == settings.epochs - 1:
+        while state.epoch < settings.epochs:
+            row = _train_epoch(extractor, tokens_of, state, crops, log, broken)
+            if row["epoch"] % settings.val_freq == 0 or state.epoch == settings.epochs:
                 scores = score(extractor, tokens_of, classifier, val, numbers, progress=None)
                 state.best = max(state.best, scores.top1)
                 row |= _logged(scores)
                 accuracy = f"of the network on the {len(val)} test images: {scores.top1:.1f}%"
-                log.say(f"Accuracy at epoch {epoch} {accuracy}")
+                log.say(f"Accuracy at epoch {row['epoch']} {accuracy}")
                 log.say(f"Max accuracy so far: {state.best:.2f}%")
             log.epoch(row)
-            state.epoch = epoch + 1
             with distributed.together():
                 if distributed.is_main():
                     checkpoint.save_atomically(state.packed(), folder / NAME)
@@ -220,6 +212,25 @@ class _State:
             group["lr"] = base * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
+def _train_epoch(
+    extractor: Extractor,
+    tokens_of: ProbedTokens,
+    state: _State,
+    crops: RandomCrops,
+    log: RunLog,
+    broken: set[str],
+) -> dict[str, Any]:
+    """The next epoch; returns its line for `log.txt`, under DINO's names."""
+    epoch, rate, losses = state.epoch, state.optimizer.param_groups[0]["lr"], []
+    for images, labels, messages in crops.epoch(epoch):
+        broken.update(messages)
+        losses.append(_step(extractor, tokens_of, state, images, labels))
+        log.step(epoch, losses[-1])
+    state.scheduler.step()
+    state.epoch += 1
+    return {"train_lr": rate, "train_loss": float(np.mean(losses)), "epoch": epoch}
+
+
 def _step(
     extractor: Extractor, tokens_of: ProbedTokens, state: _State, images: Tensor | None, labels: Tensor
 ) -> float:
@@ -244,76 +255,3 @@ def _step(
 def _logged(scores: Scores) -> dict[str, float]:
     five = {} if scores.top5 is None else {"test_acc5": scores.top5}
     return {"test_loss": scores.loss, "test_acc1": scores.top1, **five}
-
-
-def _random_crops(size: int) -> Callable[[Image.Image], Tensor]:
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(size),
-            transforms.RandomHorizontalFlip(),
-            *to_normalised_tensor(),
-        ]
-    )
-
-
-class _Crops(Dataset[tuple[Tensor | None, int, str]]):
-    """A random crop and the label of a picture, or what is wrong with it; the same for the same seed and epoch."""
-
-    def __init__(self, pictures: Pictures, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
-        self._pictures = pictures
-        self._transform = transform
-        self._seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
-        assert self._pictures.labels is not None
-        label = self._pictures.labels[index]
-        try:
-            picture = self._pictures.picture(index)
-        except BrokenImageError as error:
-            return None, label, str(error)
-        # Without workers this runs in the process that everything else draws from.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mixed_seed(self._seed, self.epoch, index))
-            return self._transform(picture), label, ""
-
-
-def _sampler(train: Pictures, seed: int) -> "DistributedSampler[Any]":
-    """Every picture once an epoch; as in DINO a few come twice where they cannot be shared out evenly."""
-    return DistributedSampler(
-        range(len(train)),  # type: ignore[arg-type]
-        num_replicas=distributed.world_size(),
-        rank=distributed.rank(),
-        seed=seed,
-    )
-
-
-def _batches(
-    crops: _Crops,
-    sampler: "DistributedSampler[Any]",
-    epoch: int,
-    settings: LinearTraining,
-    device: torch.device,
-) -> Iterator[tuple[Tensor | None, Tensor, list[str]]]:
-    sampler.set_epoch(epoch)
-    crops.epoch = epoch  # workers are started anew for every epoch, and so see it
-    return iter(
-        DataLoader(
-            crops,
-            batch_size=settings.batch_size,
-            sampler=sampler,
-            num_workers=settings.num_workers,
-            collate_fn=_collate,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),
-        )
-    )
-
-
-def _collate(items: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor | None, Tensor, list[str]]:
-    images = [image for image, _, _ in items if image is not None]
-    labels = torch.tensor([label for image, label, _ in items if image is not None])
-    return torch.stack(images) if images else None, labels, [message for _, _, message in items if message]

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dino.evaluation.benchmark import FeatureOptions, Subject, create_subject, extract_both, say
+from dino.evaluation.evaluation_options import FeatureOptions
 from dino.evaluation.knn import knn_accuracy
+from dino.evaluation.labelled_features import extract_both
 from dino.evaluation.labelled_sets import open_val
 from dino.evaluation.results import check_results, write_results
+from dino.evaluation.subject import Subject, create_subject, say
 from dino.runtime.options import RunStopped, UserError, command, option
 
 if TYPE_CHECKING:

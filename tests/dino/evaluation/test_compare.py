@@ -40,7 +40,8 @@ def test_the_random_start_is_that_of_the_run(finished, tmp_path, monkeypatch):
     """The first random weights of the run's seed, before its first step."""
     import torch
 
-    from dino.evaluation.benchmark import FeatureOptions, create_subject
+    from dino.evaluation.evaluation_options import FeatureOptions
+    from dino.evaluation.subject import create_subject
     from dino.plan import create_distillation
     from tests.dino.small_runs import tiny
 

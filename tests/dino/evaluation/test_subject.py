@@ -9,16 +9,9 @@ import pytest
 import torch
 
 from dino.evaluation import extraction
-from dino.evaluation.benchmark import (
-    AUTO,
-    RANDOM,
-    BackboneOptions,
-    FeatureOptions,
-    create_subject,
-    labelled_features,
-    resolve_weights,
-    set_features,
-)
+from dino.evaluation.evaluation_options import AUTO, RANDOM, BackboneOptions, FeatureOptions
+from dino.evaluation.labelled_features import labelled_features, set_features
+from dino.evaluation.subject import create_subject, resolve_weights
 from dino.runtime import distributed
 from dino.runtime.backbones import create_backbone, tensors_sha256
 from dino.runtime.options import UserError
