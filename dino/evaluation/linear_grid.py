@@ -8,6 +8,7 @@ B = pictures of a block, R = rates, L = classes
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from functools import partial
 
 import numpy as np
@@ -152,7 +153,8 @@ def _accuracies(heads: Heads, features: np.ndarray, labels: np.ndarray, rows: np
 def _choose(rates: Sequence[float], accuracies: np.ndarray) -> Choice:
     if np.isnan(accuracies).all():
         raise UserError(_NOT_FINITE)
-    return best_setting(dict(zip(rates, accuracies.tolist(), strict=True)))
+    # Of equal ones the middle, which is the farthest from rates that learn too little or diverge.
+    return best_setting(dict(zip(rates, accuracies.tolist(), strict=True)), of_equal=median_low)
 
 
 def _test(

@@ -68,7 +68,8 @@ def logistic_accuracy(
                 _, ranks = _ranked(model, train[held_out], train_labels[held_out])
                 accuracies[c] = 100 * float((ranks == 0).mean())
             bar.update()
-        choice = best_setting(accuracies) if accuracies else Choice(_DEFAULT_C)
+        # Of equal ones the strongest penalty.
+        choice = best_setting(accuracies, of_equal=min) if accuracies else Choice(_DEFAULT_C)
         model = _fit(_model().set_params(logisticregression__C=choice.setting), train, train_labels)
         bar.update()
     predictions, ranks = _ranked(model, test, test_labels)

@@ -4,7 +4,7 @@ Q = pictures of a block, L = classes
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,18 +66,18 @@ def check_classes(train_labels: np.ndarray) -> None:
         raise UserError("the training pictures are all of one class; a linear probe needs two or more")
 
 
-def best_setting(accuracies: Mapping[float, float]) -> Choice:
+def best_setting(accuracies: Mapping[float, float], of_equal: Callable[[list[float]], float]) -> Choice:
     """The setting with the highest accuracy in percent, never one that is NaN.
 
-    Of equal ones the middle, which is the farthest from settings that are too low or too high: few pictures held out
-    make many equal.
+    Args:
+        of_equal: which to take of several that are as good, rising: few pictures held out make many equal.
     """
     tried = sorted(accuracies)
     highest = max((value for value in accuracies.values() if not math.isnan(value)), default=math.nan)
     best = [setting for setting in tried if accuracies[setting] == highest] or tried
-    middle = best[(len(best) - 1) // 2]
     inside = any(setting in best for setting in tried[1:-1])
-    return Choice(middle, accuracies[middle], at_edge=len(tried) > 1 and not inside)
+    setting = of_equal(best)
+    return Choice(setting, accuracies[setting], at_edge=len(tried) > 1 and not inside)
 
 
 def rank_labels(

@@ -1,4 +1,5 @@
 import math
+from statistics import median_low
 
 import numpy as np
 import pytest
@@ -60,7 +61,13 @@ def test_top5_needs_five_classes(num_classes, top5):
     ],
 )
 def test_the_best_setting_is_chosen_of_equal_ones_the_middle_and_never_nan(accuracies, expected):
-    assert best_setting(accuracies) == expected
+    assert best_setting(accuracies, of_equal=median_low) == expected
+
+
+def test_of_equal_settings_the_callers_is_taken():
+    accuracies = {0.1: 5.0, 1.0: 7.0, 10.0: 7.0, 100.0: 7.0}
+    assert best_setting(accuracies, of_equal=min).setting == 1.0
+    assert best_setting(accuracies, of_equal=max).setting == 100.0
 
 
 def test_one_class_is_nothing_to_tell_apart():
