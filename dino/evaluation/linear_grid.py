@@ -8,8 +8,8 @@ B = pictures of a block, R = rates, L = classes
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_low
 from functools import partial
+from statistics import median_low
 
 import numpy as np
 import torch
