@@ -1,6 +1,7 @@
 """Shared by all tests: one thread for torch, and the real pictures where they are at hand."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ import torch
 # Several test processes with several threads each make one another wait; tensors here are tiny anyway.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Commands share the cores out; what comes after them in this process is to compute as if alone."""
+    yield
+    torch.set_num_threads(1)
+
 
 _SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

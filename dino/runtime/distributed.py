@@ -65,7 +65,12 @@ def processes(device: torch.device, *, dist_url: str = "env://") -> Iterator[Non
     try:
         yield
     except (UserError, RunStopped) as reason:
-        if is_main():
+        main = is_main()
+        if dist.is_initialized() and dist.get_backend() == "gloo":
+            # Or its threads, whose peers are going too, may abort the process on its way out. NCCL would wait for
+            # peers that may never come.
+            stop()
+        if main:
             raise
         # All processes share what is raised here, and one says it.
         raise SystemExit(2 if isinstance(reason, UserError) else 1) from None
