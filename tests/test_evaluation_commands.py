@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from dino.evaluation.feature_files import dump_features
 from dino.runtime.backbones import create_backbone
 from tests.dino.small_runs import rows, write_pictures
 from tests.test_commands import TORCHRUN, flags, run
@@ -68,6 +70,16 @@ def test_two_processes_find_what_one_finds(small, tmp_path):
     assert together.count("classifier result") == together.count("left out: ") == 1
     (knn,) = json.loads((tmp_path / "two" / "results.json").read_text()).values()
     assert knn["processes"] == 2 and knn["pictures"] == {"train": 24, "val": 7}
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_judges_features_that_are_loaded(tmp_path):
+    labels = np.arange(12) % 3
+    dump_features(str(tmp_path), np.eye(3)[labels], labels, np.eye(3), np.arange(3))
+    out, _ = run(
+        *TORCHRUN, KNN, *flags(load_features=tmp_path, nb_knn=3, output_dir=tmp_path / "out", device="cpu")
+    )
+    assert dinos_lines(out) == ["3-NN classifier result: Top1: 100.0, Top5: 100.0"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import numpy as np
 
 from dino.evaluation.cached_probe import inputs, probe
 from dino.evaluation.evaluation_options import RANDOM, FeatureOptions
-from dino.evaluation.knn import knn_accuracy
+from dino.evaluation.knn import check_votes, knn_accuracy
 from dino.evaluation.labelled_features import extract_both
 from dino.evaluation.paired import paired_difference
 from dino.evaluation.results import check_results, write_results
@@ -43,6 +43,9 @@ def run(options: CompareOptions) -> None:
     from dino.runtime import distributed
     from dino.runtime.backbones import stored_options
 
+    check_votes((options.k,))
+    if options.epochs < 1:
+        raise UserError(f"--epochs must be 1 or more, got {options.epochs}")
     check_results(Path(options.output_dir))
     device = distributed.pick_device(options.device, options.local_rank)
     with distributed.processes(device, dist_url=options.dist_url):

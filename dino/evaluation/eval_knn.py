@@ -12,7 +12,7 @@ import numpy as np
 
 from dino.evaluation.evaluation_options import FeatureOptions
 from dino.evaluation.kinds import CLASS_TOKEN, PATCH_MEAN
-from dino.evaluation.knn import KnnResult, knn_accuracy
+from dino.evaluation.knn import KnnResult, check_votes, knn_accuracy
 from dino.evaluation.labelled_features import labelled_features
 from dino.evaluation.results import check_results, write_results
 from dino.evaluation.scoring import per_class_accuracy
@@ -57,8 +57,9 @@ def run(options: KnnOptions) -> None:
 
     if not options.use_cuda:
         options = dataclasses.replace(options, device="cpu")
+    check_votes(options.nb_knn, options.temperature)
     check_results(Path(options.output_dir))
-    sets = _load(options.load_features) if options.load_features else _extract(options)
+    sets = _load(options) if options.load_features else _extract(options)
     if sets is None:
         return  # the main process does the rest
     results = knn_accuracy(
@@ -94,12 +95,26 @@ def run(options: KnnOptions) -> None:
     print(f"written to {write_results(Path(options.output_dir), 'knn', entry)}")
 
 
-def _load(folder: str) -> _Sets:
+def _load(options: KnnOptions) -> _Sets | None:
     from dino.evaluation.feature_files import load_features
+    from dino.runtime import distributed
 
-    train, train_labels, test, test_labels = load_features(folder)
-    classes = [str(label) for label in range(int(max(train_labels.max(), test_labels.max())) + 1)]
-    return _Sets(train, train_labels, test, test_labels, False, classes, {"loaded_features": folder})
+    device = distributed.pick_device(options.device, options.local_rank)
+    with distributed.processes(device, dist_url=options.dist_url):
+        if not distributed.is_main():
+            return None
+    train, train_labels, test, test_labels = load_features(options.load_features)
+    # Any integers will do as labels: they need not be few, or begin at 0.
+    classes, numbers = np.unique(np.concatenate([train_labels, test_labels]), return_inverse=True)
+    return _Sets(
+        train,
+        numbers[: len(train)],
+        test,
+        numbers[len(train) :],
+        one_set=False,
+        classes=classes.astype(str).tolist(),
+        facts={"features": "loaded", "loaded_features": options.load_features},
+    )
 
 
 def _extract(options: KnnOptions) -> _Sets | None:

@@ -5,6 +5,7 @@ python eval_linear.py --protocol original --pretrained_weights checkpoint.pth --
 python eval_linear.py --evaluate --arch vit_small --data_path imagenet/
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,9 @@ class LinearOptions(FeatureOptions):
     val_freq: int = option(
         1, "Epochs from one look at the val pictures to the next, in the original protocol."
     )
-    num_labels: int = option(0, "Outputs of the classifier; 0 = as many as the data has classes.")
+    num_labels: int = option(
+        0, "Outputs of the original protocol's classifier; 0 = as many as the data has classes."
+    )
     evaluate: bool = option(False, "Only score a trained classifier, of --linear_weights.")
     linear_weights: str = option(
         "",
@@ -74,6 +77,8 @@ def run(options: LinearOptions) -> None:
     wrong = [name for name in counts if getattr(options, name) < 1]
     if wrong or min(options.shots, default=1) < 1:
         raise UserError(f"--{(*wrong, 'shots')[0]} must be 1 or more")
+    if not 0 < options.lr < math.inf:
+        raise UserError(f"--lr must be above 0 and finite, got {options.lr}")
     check_results(Path(options.output_dir))
     if options.evaluate:
         _evaluate(options)
@@ -113,7 +118,12 @@ def _probe(options: LinearOptions) -> None:
     results = {"results": [*map(plain, rows), *few_shot], "chosen": plain(chosen)}
     confused = (sets.val_labels, chosen.result.predictions, sets.classes)
     _finish(options, _FAST, {**results, **sets.facts}, *confused)
-    print(f"best on the held-out part of train: {chosen.protocol}, {chosen.features}")
+    if chosen.result.held_out is None:
+        print(
+            "no class has a second training picture to hold out: the settings are defaults, and none is best"
+        )
+    else:
+        print(f"best on the held-out part of train: {chosen.protocol}, {chosen.features}")
 
 
 def _train(options: LinearOptions) -> None:
@@ -180,11 +190,12 @@ def _evaluate(options: LinearOptions) -> None:
         with distributed.together():
             tokens_of = ProbedTokens(options.n_last_blocks, options.avgpool_patchtokens)
             val, classes = open_val(options.data_path)
+            _check_labels(options, len(classes))
             val.as_stored = options.as_stored
             source = _trained_classifier(options)
             subject = create_subject(options, device)
             classifier = load_classifier(source, tokens_of.width(subject.extractor)).to(device)
-            numbers = outputs_of(val.classes, classes, classifier.linear.out_features)
+            numbers = outputs_of(classifier, val.classes, classes, num_labels=options.num_labels)
         say(f"classifier of {classifier.linear.out_features} classes from {source}")
         scores = score(subject.extractor, tokens_of, classifier, val, numbers, progress="val pictures")
         if not distributed.is_main():

@@ -44,13 +44,19 @@ def load_features(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     """Train features (n, C) and labels (n,), test features and labels, from the four files.
 
     Raises:
-        UserError: a file is missing, damaged, or does not fit the others.
+        UserError: a file is missing, damaged, empty, or does not fit the others.
     """
     train, train_labels, test, test_labels = (_load(Path(folder, name)) for name in _NAMES)
     for features, labels in ((train, train_labels), (test, test_labels)):
         if features.ndim != 2 or labels.shape != features.shape[:1]:
             raise UserError(
                 f"features and labels in {folder} do not fit: shapes {features.shape} and {labels.shape}"
+            )
+        if not features.size:
+            raise UserError(f"the features in {folder} are empty: shape {features.shape}")
+        if not np.issubdtype(features.dtype, np.floating) or not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(
+                f"features must be floats and labels integers; {folder} holds {features.dtype} and {labels.dtype}"
             )
     return (
         train.astype(np.float32),
@@ -63,14 +69,14 @@ def load_features(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
 def _load(file: Path) -> np.ndarray:
     try:
         tensor = torch.load(file, map_location="cpu", weights_only=True)
+        if isinstance(tensor, torch.Tensor):
+            tensor = tensor.detach()
+            return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
     except FileNotFoundError:
         raise UserError(f"{file} is missing; --load_features needs {', '.join(_NAMES)}") from None
     except Exception as error:  # damaged files fail in every way there is
         raise UserError(f"{file} cannot be read as a tensor; write it again with --dump_features") from error
-    if not isinstance(tensor, torch.Tensor):
-        raise UserError(f"{file} holds a {type(tensor).__name__}, not a tensor")
-    tensor = tensor.detach()
-    return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+    raise UserError(f"{file} holds a {type(tensor).__name__}, not a tensor")
 
 
 def check_format(name: str) -> None:

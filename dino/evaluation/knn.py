@@ -3,6 +3,7 @@
 n = pictures, k = neighbours, Q = queries of a block, L = classes
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -69,10 +70,7 @@ def knn_accuracy(
         UserError: no pictures, widths that differ, features that are not finite, k < 1 or temperature <= 0.
     """
     check_features(train, test)
-    if not ks or min(ks) < 1:
-        raise UserError(f"k must be 1 or more, got {', '.join(map(str, ks)) or 'none'}")
-    if not temperature > 0:
-        raise UserError(f"temperature must be above 0, got {temperature}")
+    check_votes(ks, temperature)
     if num_classes is None:
         num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     available = len(train) - exclude_self
@@ -95,6 +93,18 @@ def knn_accuracy(
                 ranks[k][rows] = _ranks(votes_QL, test_labels[rows])
             bar.update(len(cosine_Qk))
     return {k: _result(predictions[used[k]], ranks[used[k]], test_labels, used[k]) for k in ks}
+
+
+def check_votes(ks: Sequence[int], temperature: float = 1.0) -> None:
+    """Refuse what no vote can be counted with, before long work.
+
+    Raises:
+        UserError: k < 1 or temperature <= 0.
+    """
+    if not ks or min(ks) < 1:
+        raise UserError(f"k must be 1 or more, got {', '.join(map(str, ks)) or 'none'}")
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature must be above 0 and finite, got {temperature}")
 
 
 def _votes(

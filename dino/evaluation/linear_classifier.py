@@ -67,7 +67,13 @@ class ProbedTokens:
 
 
 class LinearClassifier(nn.Module):
-    """(B, width) -> (B, num_classes), from N(0, 0.01^2) and no bias."""
+    """(B, width) -> (B, num_classes), from N(0, 0.01^2) and no bias.
+
+    Attributes:
+        classes: names of the first outputs, as far as they are known.
+    """
+
+    classes: tuple[str, ...] = ()
 
     def __init__(self, width: int, num_classes: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -113,6 +119,7 @@ def classifier_from(content: Mapping[str, Any], width: int, source: str) -> Line
         )
     classifier = LinearClassifier(width, num_classes)
     classifier.load_state_dict({"linear.weight": weight, "linear.bias": bias})
+    classifier.classes = tuple(map(str, content.get("classes", ())))  # DINO's files do not say
     return classifier
 
 
@@ -191,23 +198,35 @@ def score(
     )
 
 
-def outputs_of(names: Sequence[str], classes: Sequence[str], outputs: int) -> np.ndarray:
+def outputs_of(
+    classifier: LinearClassifier, names: Sequence[str], classes: Sequence[str], *, num_labels: int = 0
+) -> np.ndarray:
     """Which output of a trained classifier each of the classes `names` is, int64.
 
     Args:
-        classes: what it was trained on, as far as the data shows it; `names` are among them.
-        outputs: how many the classifier has.
+        classes: what it was trained on, as far as the data shows it, for one that does not say; `names` are among them.
+        num_labels: how many it was given where they were meant to be more than the classes.
 
     Raises:
         UserError: they cannot be told.
     """
+    outputs = classifier.linear.out_features
+    if classifier.classes:
+        unknown = [name for name in names if name not in set(classifier.classes)]
+        if unknown:
+            raise UserError(
+                f"the classifier was not trained on {len(unknown)} of the {len(names)} classes of val, such as "
+                f"{unknown[0]}; it knows {', '.join(classifier.classes[:5])}"
+            )
+        return class_numbers(names, classifier.classes)
     if outputs == NUM_CLASSES:
         numbers = imagenet_numbers(names)
         if numbers is not None:
             return numbers
-    if outputs == len(classes):
+    if outputs in (len(classes), num_labels):
         return class_numbers(names, classes)
     raise UserError(
         f"the classifier has {outputs} classes and the data {len(classes)}: it was trained on other classes"
+        + (f", or with --num_labels {outputs}" if outputs > len(classes) else "")
         + ("; folders named as ImageNet's (n01440764, ...) are recognised" if outputs == NUM_CLASSES else "")
     )

@@ -71,7 +71,7 @@ def grid_accuracy(
 
     SGD with momentum and without weight decay, the rate falling to 0 along a cosine; features are standardised by
     the training set's mean and deviation. The heads of all inputs and rates are trained together on the part that
-    `splits.hold_out` leaves, and of equally good rates the lowest is chosen; then one head of every input is
+    `splits.hold_out` leaves, and of equally good rates the middle one is chosen; then one head of every input is
     trained on all training pictures, and the test set is looked at once. Where nothing can be held out, the
     middle rate is taken.
 

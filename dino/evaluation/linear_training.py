@@ -96,6 +96,7 @@ def train_classifier(
     """
     generator = torch.Generator().manual_seed(settings.seed)
     classifier = LinearClassifier(tokens_of.width(extractor), num_classes, generator)
+    classifier.classes = tuple(train.classes)
     state = _State(classifier.to(extractor.device), settings, backbone_sha256)
     with distributed.together():
         if (folder / NAME).exists():
@@ -167,6 +168,7 @@ class _State:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "best_acc": self.best,
+            "classes": list(self.classifier.classes),
             "backbone_sha256": self.backbone_sha256,
         }
 
@@ -189,6 +191,11 @@ class _State:
             raise UserError(
                 f"{path} is for {stored.linear.out_features} classes, these pictures ask for {wanted.out_features}; "
                 "name another --output_dir, or remove it"
+            )
+        if stored.classes not in ((), self.classifier.classes):
+            raise UserError(
+                f"{path} is for the classes {', '.join(stored.classes[:5])}, these pictures have "
+                f"{', '.join(self.classifier.classes[:5])}; name another --output_dir, or remove it"
             )
         try:
             epoch, best, schedule = int(content["epoch"]), float(content["best_acc"]), content["scheduler"]
@@ -220,12 +227,20 @@ def _train_epoch(
     log: RunLog,
     broken: set[str],
 ) -> dict[str, Any]:
-    """The next epoch; returns its line for `log.txt`, under DINO's names."""
-    epoch, rate, losses = state.epoch, state.optimizer.param_groups[0]["lr"], []
+    """The next epoch; returns its line for `log.txt`, under DINO's names.
+
+    Raises:
+        UserError: no picture can be read.
+        RunStopped: the loss is not finite.
+    """
+    epoch, rate, losses, seen = state.epoch, state.optimizer.param_groups[0]["lr"], [], 0
     for images, labels, messages in crops.epoch(epoch):
         broken.update(messages)
+        seen += len(labels)
         losses.append(_step(extractor, tokens_of, state, images, labels))
         log.step(epoch, losses[-1])
+    if not sum(distributed.gather([seen])):
+        raise UserError(f"none of the training pictures can be read; {min(broken)}")
     state.scheduler.step()
     state.epoch += 1
     return {"train_lr": rate, "train_loss": float(np.mean(losses)), "epoch": epoch}

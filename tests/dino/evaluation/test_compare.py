@@ -36,6 +36,11 @@ def test_without_a_checkpoint_there_is_nothing_to_compare(run):
     assert "--pretrained_weights: name the checkpoint that is compared" in run("--data_path", "demo", code=2)
 
 
+def test_what_cannot_be_measured_is_refused_before_the_work(run):
+    assert "k must be 1 or more, got 0" in run("--k", 0, code=2)
+    assert "--epochs must be 1 or more, got 0" in run("--epochs", 0, code=2)
+
+
 def test_the_random_start_is_that_of_the_run(finished, tmp_path, monkeypatch):
     """The first random weights of the run's seed, before its first step."""
     import torch

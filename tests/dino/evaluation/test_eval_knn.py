@@ -135,6 +135,19 @@ def test_dumped_features_load_again_and_give_the_same_lines(folder, knn):
     assert dinos_lines(knn("--load_features", dump, "--nb_knn", 3, 50)) == lines
 
 
+def test_loaded_labels_may_be_any_integers(folder, knn):
+    dump = folder / "features"
+    lines = dinos_lines(knn(*SMALL, "--data_path", folder, "--nb_knn", 3, "--dump_features", dump))
+    for name in ("trainlabels.pth", "testlabels.pth"):
+        labels = torch.load(dump / name, weights_only=True)
+        torch.save(torch.tensor([-1, 10**12])[labels], dump / name)
+    output = knn("--load_features", dump, "--nb_knn", 3, "--per_class", "--output_dir", folder / "out")
+    assert dinos_lines(output) == lines
+    result = json.loads((folder / "out" / "results.json").read_text())["knn"]
+    assert list(result["per_class"]) == ["-1", "1000000000000"]
+    assert (result["features"], result["loaded_features"]) == ("loaded", str(dump))
+
+
 def test_results_say_what_they_are_about(folder, knn):
     output = knn(*SMALL, "--data_path", folder, "--nb_knn", 3, "--per_class", "--output_dir", folder / "out")
     result = json.loads((folder / "out" / "results.json").read_text())["knn"]
@@ -236,3 +249,11 @@ def test_empty_weights_mean_the_published_ones_which_some_have_not(folder, mista
     assert (
         "there are no published DINO weights of xcit_nano_12_p16 with patch size 16: name weights" in sentence
     )
+
+
+def test_what_cannot_vote_is_refused_before_the_work(folder, mistake):
+    for flags, sentence in (
+        (("--nb_knn", 20, 0), "k must be 1 or more, got 20, 0"),
+        (("--temperature", "nan"), "temperature must be above 0 and finite, got nan"),
+    ):
+        assert sentence in mistake(*SMALL, "--data_path", "/nowhere", *flags)

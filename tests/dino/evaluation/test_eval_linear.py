@@ -103,7 +103,20 @@ def test_half_the_classes_may_be_named_numbers_beyond_the_datas(folder, linear):
     linear(*ORIGINAL, "--data_path", folder, "--num_labels", 7)
     content = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
     assert content["state_dict"]["module.linear.weight"].shape == (7, 96)
-    assert results(folder, "linear, original")["results"][0]["top5"] is not None
+    trained = results(folder, "linear, original")["results"][0]
+    assert trained["top5"] is not None
+    linear(*SMALL, "--data_path", folder, "--evaluate", "--num_labels", 7)
+    again = results(folder, "linear, evaluated")["results"][0]
+    assert (again["top1"], again["top5"]) == (trained["top1"], trained["top5"])
+
+
+def test_nothing_is_called_best_where_nothing_could_be_held_out(folder, linear):
+    output = linear(*SMALL, "--data_path", folder, "--epochs", 1, "--logistic_max", 0)
+    assert "best on the held-out part of train: SGD" in output
+    for file in folder.glob("train/*/[1-9].png"):
+        file.unlink()
+    output = linear(*SMALL, "--data_path", folder, "--epochs", 1, "--logistic_max", 0)
+    assert "no class has a second training picture to hold out" in output and "best on" not in output
 
 
 @pytest.fixture
@@ -163,6 +176,8 @@ def test_evaluate_scores_the_published_classifier_of_an_xcit(tmp_path, published
 def test_mistakes_are_one_sentence_and_nothing_is_lost(folder, linear, mistake):
     assert "--epochs must be 1 or more" in mistake(*SMALL, "--data_path", folder, "--epochs", 0)
     assert "--shots must be 1 or more" in mistake(*SMALL, "--data_path", folder, "--shots", 1, 0)
+    for lr in ("0", "-1", "nan", "inf"):
+        assert f"--lr must be above 0 and finite, got {float(lr)}" in mistake(*ORIGINAL, "--lr", lr)
     assert "--num_labels 1: the data has 2 classes; leave it out" in mistake(
         *SMALL, "--data_path", folder, "--num_labels", 1
     )

@@ -114,6 +114,35 @@ def test_files_that_are_missing_damaged_or_do_not_fit_are_one_sentence(tmp_path)
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (
+            "trainlabels",
+            torch.full((7,), 0.5),
+            "features must be floats and labels integers; {} holds float32 and",
+        ),
+        (
+            "testfeat",
+            torch.ones(3, 6, dtype=torch.complex64),
+            "features must be floats and labels integers; {}",
+        ),
+        ("testfeat", torch.ones(3, 0), "the features in {} are empty: shape (3, 0)"),
+        (
+            "trainfeat",
+            torch.ones(7, 6).to_sparse(),
+            "{}/trainfeat.pth cannot be read as a tensor; write it again",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_tensors_that_are_no_features_or_labels_are_one_sentence(tmp_path, name, content, sentence):
+    dump_features(str(tmp_path), *features(7, 0), *features(3, 1))
+    torch.save(content, tmp_path / f"{name}.pth")
+    with pytest.raises(UserError, match="^" + re.escape(sentence.format(tmp_path))):
+        load_features(str(tmp_path))
+
+
 def test_no_damage_to_a_file_ends_in_anything_but_a_sentence(tmp_path):
     dump_features(str(tmp_path), *features(7, 0), *features(3, 1))
     file = tmp_path / "trainfeat.pth"

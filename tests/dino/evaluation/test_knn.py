@@ -139,7 +139,7 @@ def test_accuracy_of_each_class_that_occurs_by_its_number():
     ("change", "message"),
     [
         ({"ks": (10, 0)}, "k must be 1 or more, got 10, 0"),
-        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
         ({"test": np.ones((2, 7), np.float32)}, "training features are 6 wide and the test features 7"),
         ({"test": np.full((2, 6), np.nan, np.float32)}, "the features of 2 pictures are not finite"),
         ({"test": np.ones((0, 6), np.float32)}, "pictures to train and to test on are needed, got 9 and 0"),

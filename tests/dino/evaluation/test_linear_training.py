@@ -169,6 +169,12 @@ def test_a_checkpoint_of_another_backbone_other_classes_or_damage_is_refused_and
 ):
     train(extractor, folder, tmp_path, replace(FOUR, epochs=1))
     before = (tmp_path / NAME).read_bytes()
+    others = write_pictures(tmp_path / "data" / "train", classes=("cats", "cows"), count=1).parent
+    write_pictures(others / "val", classes=("cats", "cows"), count=1)
+    with pytest.raises(
+        UserError, match="is for the classes cats, dogs, these pictures have cats, cows; name"
+    ):
+        train(extractor, others, tmp_path)
     with pytest.raises(
         UserError, match=r"was trained on another backbone \(aaaaaaaa\.\.\., this is bbbbbbbb"
     ):
@@ -199,6 +205,16 @@ def test_broken_pictures_are_left_out_and_listed(extractor, tmp_path):
     trained = train(extractor, tmp_path, tmp_path / "run", replace(FOUR, batch_size=1))
     assert len(trained.broken) == 1 and "cats/0.png" in trained.broken[0]
     assert all(math.isfinite(row["train_loss"]) for row in rows(tmp_path / "run"))
+
+
+def test_nothing_is_trained_on_pictures_none_of_which_can_be_read(extractor, tmp_path):
+    write_pictures(tmp_path / "train", count=3)
+    write_pictures(tmp_path / "val", count=2, seed=1)
+    for picture in (tmp_path / "train").rglob("*.png"):
+        picture.write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"^none of the training pictures can be read; .*cats/0\.png: not a"):
+        train(extractor, tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run" / NAME).exists()
 
 
 def test_state_is_named_as_in_dinos_files(extractor, folder, tmp_path):
