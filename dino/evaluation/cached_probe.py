@@ -45,7 +45,6 @@ def probe(
     precision: str,
     seed: int,
     logistic_max: int,
-    progress: bool = True,
 ) -> list[Row]:
     """Train on train, choose on a part of it, score on val: a grid of linear heads, then logistic regression.
 
@@ -68,12 +67,12 @@ def probe(
         device=device,
         precision=precision,
         seed=seed,
-        progress="linear heads" if progress else None,
+        progress="linear heads",
     )
-    rows = [Row(GRID, name, result) for name, result in grid.of_input.items()]
+    rows = [Row(GRID, name, result) for name, result in grid.items()]
     if len(sets.train_labels) <= logistic_max:
         for name in train:
-            title = f"logistic, {name}" if progress else None
+            title = f"logistic, {name}"
             result = logistic_accuracy(
                 train[name], sets.train_labels, val[name], sets.val_labels, seed=seed, progress=title
             )

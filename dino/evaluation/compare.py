@@ -16,7 +16,7 @@ from dino.evaluation.knn import check_votes, knn_accuracy
 from dino.evaluation.labelled_features import extract_both
 from dino.evaluation.paired import paired_difference
 from dino.evaluation.results import check_results, write_results
-from dino.evaluation.subject import create_subject
+from dino.evaluation.subject import create_subject, resolve_weights
 from dino.runtime.options import UserError, command, option
 
 _LOGISTIC_MAX = 20_000
@@ -56,11 +56,12 @@ def run(options: CompareOptions) -> None:
                 )
             stored = stored_options(options.pretrained_weights)
             size = options.image_size or stored.get("eval_size") or stored.get("global_crops_size") or 224
+            # Also the architecture and patch size that the weights are for, which random ones cannot say.
             after = dataclasses.replace(
-                options, image_size=int(size), seed=int(stored.get("seed", options.seed))
+                resolve_weights(options), image_size=int(size), seed=int(stored.get("seed", options.seed))
             )
             trained = create_subject(after, device)
-            before = dataclasses.replace(after, arch=trained.origin.arch, pretrained_weights=RANDOM)
+            before = dataclasses.replace(after, pretrained_weights=RANDOM)
             random = create_subject(before, device)
         measures, facts = [], {}
         for settings, subject in ((before, random), (after, trained)):
@@ -89,7 +90,13 @@ def _measure(options: CompareOptions, sets: Any, device: Any) -> dict[str, Measu
     train, val = inputs(sets.train), inputs(sets.val)
     for name in train:
         result = knn_accuracy(
-            train[name], sets.train_labels, val[name], sets.val_labels, ks=(options.k,), device=device
+            train[name],
+            sets.train_labels,
+            val[name],
+            sets.val_labels,
+            ks=(options.k,),
+            device=device,
+            progress=f"k-NN, {name}",
         )[options.k]
         measures[f"{options.k}-NN, {name}"] = Measure(result.top1, result.correct)
     rows = probe(
@@ -99,7 +106,6 @@ def _measure(options: CompareOptions, sets: Any, device: Any) -> dict[str, Measu
         precision=pick_precision(options.precision, device),
         seed=options.seed,
         logistic_max=_LOGISTIC_MAX,
-        progress=False,
     )
     for protocol, name, probed in rows:
         kind = "logistic regression" if protocol.startswith("logistic") else "linear, SGD"

@@ -73,7 +73,7 @@ def run(options: KnnOptions) -> None:
         device=pick_device(options.device, options.local_rank),
         progress="k-NN",
     )
-    _print(results, len(sets.train))
+    _print(results, len(sets.train) - sets.one_set)
     entry = {
         "protocol": f"k-NN, votes weighted by exp(cosine / {options.temperature:g})"
         + (", leave one out" if sets.one_set else ""),

@@ -263,7 +263,10 @@ def _finish(
     predictions: np.ndarray,
     classes: Sequence[str],
 ) -> None:
-    """Confusion matrix, results, and one table of what all protocols have said of this backbone on these pictures."""
+    """Confusion matrix, results, and one table of what all protocols have said of this backbone on these pictures.
+
+    Prepared another way, pictures are others.
+    """
     from dino.evaluation.confusion import confusion_counts, write_confusion
 
     folder = Path(options.output_dir)
@@ -275,10 +278,12 @@ def _finish(
     print(f"written to {write_results(folder, name, entry)}")
     stored = read_results(folder)
     entries: list[Any] = []
-    for other in (stored[key] for key in (_FAST, _ORIGINAL, _EVALUATED) if key in stored):
-        same_backbone = other["backbone_sha256"] == entry["backbone_sha256"]
-        if same_backbone and other["data_sha256"]["val"] == entry["data_sha256"]["val"]:
-            entries += other["results"]
+    for other in (stored.get(key) for key in (_FAST, _ORIGINAL, _EVALUATED)):
+        if isinstance(other, dict) and all(
+            other.get(fact) == entry[fact] for fact in ("backbone_sha256", "preprocessing")
+        ):
+            if other["data_sha256"]["val"] == entry["data_sha256"]["val"]:
+                entries += other["results"]
     print(*probe_table(entries), sep="\n")
 
 

@@ -165,11 +165,8 @@ class Extractor:
                 rows = self.run(empty, partial(_rows, kinds=kinds))
         except torch.OutOfMemoryError:
             raise
-        except (
-            RuntimeError,
-            AssertionError,
-            AttributeError,
-        ) as error:  # of timm's many networks each has its own
+        # Of timm's many networks each has its own.
+        except (RuntimeError, AssertionError, AttributeError) as error:
             raise UserError(
                 f"{type(self.backbone).__name__} makes no features of a picture of {side} x {side} pixels ({error}): "
                 "try the --image_size that it was made for, or another --arch"

@@ -158,6 +158,7 @@ def score(
         tokens_of: backbone and images (B, 3, H, W) to features (B, D).
         classifier: features to logits (B, classes).
         numbers: (classes of the pictures,) int64: which output each class is.
+        progress: title of the main process's bar, for its part; None = no bar.
 
     Raises:
         UserError: no picture can be read.
@@ -170,7 +171,8 @@ def score(
     broken: dict[int, str] = {}
     classes = 0
     with evaluating(classifier), torch.no_grad():
-        for places, images, messages in extractor.batches(pictures, part, progress=progress):
+        title = progress if distributed.is_main() else None
+        for places, images, messages in extractor.batches(pictures, part, progress=title):
             broken.update(messages)
             if images is None:
                 continue
@@ -181,6 +183,7 @@ def score(
             own = logits.gather(1, target[:, None])
             ranks = (logits > own).sum(dim=1).tolist()
             found += zip(places, logits.argmax(dim=1).tolist(), ranks, losses, strict=True)
+    classes = max(distributed.gather([classes]))  # a process without pictures has seen none
     found = distributed.gather(found)
     messages = dict(distributed.gather(list(broken.items())))
     if not found:

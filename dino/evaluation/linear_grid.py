@@ -7,7 +7,6 @@ B = pictures of a block, R = rates, L = classes
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from statistics import median_low
 
@@ -39,19 +38,6 @@ _NOT_FINITE = (
 )
 
 
-@dataclass(frozen=True)
-class GridResult:
-    """What `grid_accuracy` found.
-
-    Attributes:
-        of_input: for every input, the head with the learning rate that was chosen for it.
-        chosen: the input that is best on the held-out pictures; of equal ones the first.
-    """
-
-    of_input: dict[str, ProbeResult]
-    chosen: str
-
-
 def grid_accuracy(
     train: Mapping[str, np.ndarray],
     train_labels: np.ndarray,
@@ -66,7 +52,7 @@ def grid_accuracy(
     precision: str = "fp32",
     seed: int = 0,
     progress: str | None = None,
-) -> GridResult:
+) -> dict[str, ProbeResult]:
     """A linear head on every input, its learning rate chosen on held-out pictures of the training set.
 
     SGD with momentum and without weight decay, the rate falling to 0 along a cosine; features are standardised by
@@ -82,6 +68,9 @@ def grid_accuracy(
         precision: "fp32", "bf16" or "fp16" of the products with the weights; loss and update are float32.
         seed: of the held-out part, the first weights and the order of the pictures.
         progress: title of the progress bar, None = no bar.
+
+    Returns:
+        For every input, the head with the learning rate that was chosen for it.
 
     Raises:
         UserError: one class only, widths that differ, features that are not finite, an option out of its range,
@@ -106,12 +95,10 @@ def grid_accuracy(
             for name, part in train.items():
                 choices[name] = _choose(rates, _accuracies(heads[name], part, labels, held_out))
         heads = trained(rows=everything, rates={name: (choice.setting,) for name, choice in choices.items()})
-    results = {
+    return {
         name: _test(heads[name], test[name], test_labels, np.unique(labels), choice)
         for name, choice in choices.items()
     }
-    # Without pictures held out there is nothing to prefer one input by.
-    return GridResult(results, chosen=max(choices, key=lambda name: choices[name].held_out or 0.0))
 
 
 def _check(

@@ -4,6 +4,7 @@ Its files too: `checkpoint.pth.tar` and `log.txt`. A run that was stopped contin
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +121,14 @@ def train_classifier(
     )
     broken: set[str] = set()
     scores: Scores | None = None
+    val_title = "val pictures" if sys.stderr.isatty() else None  # below the bar of the steps
     try:
         if state.epoch < settings.epochs:
             log.start()
         while state.epoch < settings.epochs:
             row = _train_epoch(extractor, tokens_of, state, crops, log, broken)
             if row["epoch"] % settings.val_freq == 0 or state.epoch == settings.epochs:
-                scores = score(extractor, tokens_of, classifier, val, numbers, progress=None)
+                scores = score(extractor, tokens_of, classifier, val, numbers, progress=val_title)
                 state.best = max(state.best, scores.top1)
                 row |= _logged(scores)
                 accuracy = f"of the network on the {len(val)} test images: {scores.top1:.1f}%"
@@ -140,7 +142,7 @@ def train_classifier(
         log.close()
     if scores is None:
         say("nothing to train: all epochs are done; a larger --epochs continues")
-        scores = score(extractor, tokens_of, classifier, val, numbers, progress=None)
+        scores = score(extractor, tokens_of, classifier, val, numbers, progress="val pictures")
     return Trained(scores, state.best, sorted(set(distributed.gather(sorted(broken)))))
 
 

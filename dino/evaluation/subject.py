@@ -4,7 +4,7 @@ Imports no torch, so that `--help` answers at once.
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dino.evaluation.evaluation_options import AUTO, RANDOM, BackboneOptions
 from dino.runtime.options import UserError
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from dino.evaluation.extraction import Extractor
     from dino.evaluation.feature_cache import Origin
+
+Options = TypeVar("Options", bound=BackboneOptions)
 
 _DEFAULT_ARCH = "vit_small"  # DINO's
 
@@ -100,7 +102,7 @@ def _check_numbers(options: BackboneOptions) -> None:
         raise UserError(f"--seed must be below 2^63, got {options.seed}")
 
 
-def resolve_weights(options: BackboneOptions) -> BackboneOptions:
+def resolve_weights(options: Options) -> Options:
     """The same with the architecture and the weights that `auto` and an empty name stand for.
 
     Raises:

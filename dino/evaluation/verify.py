@@ -20,6 +20,7 @@ from dino.runtime.options import RunStopped, UserError, command, option
 if TYPE_CHECKING:
     import torch
 
+    from dino.runtime.pictures import Pictures
     from xcit.zoo import PublishedWeights
 
 _NEIGHBOURS = 20  # of the published k-NN accuracies
@@ -134,6 +135,7 @@ def _supervised(
     missing = _missing(len(val.classes), len(val))
     facts = {
         "weights_sha256": report.sha256,
+        "data_sha256": _val_sha256(val),
         "device": distributed.describe(device),
         "preprocessing": {**asdict(preparation), "as_stored": True},
         "broken": scores.broken,
@@ -161,13 +163,16 @@ def _self_supervised(
     )
     with distributed.together():
         subject = create_subject(settings, device)
-    comparisons = [_linear(options, published, subject)]
+    linear, facts = _linear(options, published, subject)
+    comparisons = [linear]
     if not options.skip_knn:
         comparisons += _knn(settings, published, subject)
-    return comparisons, subject.facts
+    return comparisons, {**subject.facts, **facts}
 
 
-def _linear(options: VerifyOptions, published: "PublishedWeights", subject: Subject) -> Comparison:
+def _linear(
+    options: VerifyOptions, published: "PublishedWeights", subject: Subject
+) -> tuple[Comparison, dict[str, Any]]:
     from dino.evaluation.linear_classifier import ProbedTokens, load_classifier, score
     from dino.runtime import distributed
 
@@ -179,7 +184,8 @@ def _linear(options: VerifyOptions, published: "PublishedWeights", subject: Subj
     scores = score(subject.extractor, tokens_of, classifier, val, numbers, progress="val pictures")
     assert published.linear is not None
     missing = _missing(len(val.classes), len(val))
-    return Comparison(_LINEAR, published.linear, scores.top1, len(scores.labels), missing)
+    facts = {"data_sha256": _val_sha256(val), "broken": scores.broken}
+    return Comparison(_LINEAR, published.linear, scores.top1, len(scores.labels), missing), facts
 
 
 def _knn(settings: FeatureOptions, published: "PublishedWeights", subject: Subject) -> list[Comparison]:
@@ -201,7 +207,7 @@ def _knn(settings: FeatureOptions, published: "PublishedWeights", subject: Subje
     return [Comparison(_KNN, published.knn, result.top1, len(sets.val.names), missing)]
 
 
-def _val(data_path: str) -> tuple[Any, np.ndarray]:
+def _val(data_path: str) -> "tuple[Pictures, np.ndarray]":
     """The val pictures as the originals read them, and the output of each class."""
     from dino.evaluation.imagenet import NUM_CLASSES, imagenet_numbers
 
@@ -212,6 +218,12 @@ def _val(data_path: str) -> tuple[Any, np.ndarray]:
         say("the class folders do not bear ImageNet's names: they are numbered in alphabetical order")
         numbers = np.arange(len(val.classes)) % NUM_CLASSES
     return val, numbers
+
+
+def _val_sha256(val: "Pictures") -> dict[str, str]:
+    from dino.runtime.fingerprint import fingerprint
+
+    return {"val": fingerprint(val).content}
 
 
 def _missing(classes: int, val: int, train: int | None = None) -> str | None:
@@ -228,6 +240,8 @@ def _report(options: VerifyOptions, comparisons: list[Comparison], facts: dict[s
             f"{each.measure:<28} {each.published:9.2f} {each.measured:9.2f} {each.difference:+10.2f}  {verdict}"
             f" (tolerance {options.tolerance:g})"
         )
+    for broken in facts["broken"]:
+        print(f"left out: {broken}")
     short = next((each.missing for each in comparisons if each.missing), None)
     if short:
         print(f"this proves nothing: the data is not ImageNet-1k, with {short}")

@@ -2,8 +2,10 @@ import json
 from functools import partial
 
 import pytest
+import torch
 
 from dino.evaluation import compare
+from dino.runtime.backbones import create_backbone
 from tests.dino.small_runs import write_pictures
 
 
@@ -36,6 +38,24 @@ def test_without_a_checkpoint_there_is_nothing_to_compare(run):
     assert "--pretrained_weights: name the checkpoint that is compared" in run("--data_path", "demo", code=2)
 
 
+def test_random_vits_have_the_patch_size_of_the_checkpoint(run, tmp_path, monkeypatch):
+    write_pictures(tmp_path / "data" / "train", count=3)
+    write_pictures(tmp_path / "data" / "val", count=1, seed=1)
+    vit = create_backbone("vit_tiny", 8)
+    content = {"teacher": vit.state_dict(), "args": {"arch": "vit_tiny", "patch_size": 8, "eval_size": 16}}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    flags = ("--data_path", tmp_path / "data", "--device", "cpu", "--num_workers", 0, "--epochs", 1, "--k", 1)
+    made = []
+
+    def create(arch, patch_size):
+        made.append((arch, patch_size))
+        return create_backbone(arch, patch_size)
+
+    monkeypatch.setattr("dino.runtime.backbones.create_backbone", create)
+    run("--pretrained_weights", tmp_path / "checkpoint.pth", *flags)
+    assert made == [("vit_tiny", 8), ("vit_tiny", 8)]
+
+
 def test_what_cannot_be_measured_is_refused_before_the_work(run):
     assert "k must be 1 or more, got 0" in run("--k", 0, code=2)
     assert "--epochs must be 1 or more, got 0" in run("--epochs", 0, code=2)
@@ -43,8 +63,6 @@ def test_what_cannot_be_measured_is_refused_before_the_work(run):
 
 def test_the_random_start_is_that_of_the_run(finished, tmp_path, monkeypatch):
     """The first random weights of the run's seed, before its first step."""
-    import torch
-
     from dino.evaluation.evaluation_options import FeatureOptions
     from dino.evaluation.subject import create_subject
     from dino.plan import create_distillation

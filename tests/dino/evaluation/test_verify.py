@@ -99,6 +99,7 @@ def test_supervised_top1_is_measured_on_full_crops_with_the_models_own_head(
     assert f"this proves nothing: the data is not ImageNet-1k, with {short}" in output
     result = json.loads((imagenet / "results.json").read_text())["verify xcit_pico_32"]
     assert result["proves_nothing"] == short and result["results"][0]["pass"] is True
+    assert len(result["data_sha256"]["val"]) == 64
     assert result["preprocessing"]["size"] == 32 and len(result["weights_sha256"]) == 64
     assert "fail" in run("xcit_pico_32", "--data_path", imagenet, *ON_CPU, "--tolerance", 0.05)
 
@@ -141,7 +142,7 @@ def test_k_nn_and_the_published_classifier_are_measured_for_self_supervised_weig
     assert linear[1:3] == ["77.80", f"{expected:.2f}"] and knn[1] == "76.00"
     assert "3 of 1,000 classes, 12 of 50,000 val pictures" in output
     result = json.loads((imagenet / "results.json").read_text())["verify dino_pico"]
-    assert result["preprocessing"]["as_stored"] is True
+    assert result["preprocessing"]["as_stored"] is True and len(result["data_sha256"]["val"]) == 64
     assert [row["measure"] for row in result["results"]] == ["linear", "20-NN"]
     assert "20-NN" not in run("dino_pico", "--data_path", imagenet, *ON_CPU, "--skip_knn")
 
