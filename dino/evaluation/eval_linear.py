@@ -263,10 +263,7 @@ def _finish(
     predictions: np.ndarray,
     classes: Sequence[str],
 ) -> None:
-    """Confusion matrix, results, and one table of what all protocols have said of this backbone on these pictures.
-
-    Prepared another way, pictures are others.
-    """
+    """Confusion matrix, results, and one table of what all protocols have said of this backbone on these pictures."""
     from dino.evaluation.confusion import confusion_counts, write_confusion
 
     folder = Path(options.output_dir)
@@ -279,12 +276,15 @@ def _finish(
     stored = read_results(folder)
     entries: list[Any] = []
     for other in (stored.get(key) for key in (_FAST, _ORIGINAL, _EVALUATED)):
-        if isinstance(other, dict) and all(
-            other.get(fact) == entry[fact] for fact in ("backbone_sha256", "preprocessing")
-        ):
-            if other["data_sha256"]["val"] == entry["data_sha256"]["val"]:
-                entries += other["results"]
+        if isinstance(other, dict) and _is_of_the_same(other, entry):
+            entries += other["results"]
     print(*probe_table(entries), sep="\n")
+
+
+def _is_of_the_same(other: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether two results are of one backbone and of the same pictures, prepared alike."""
+    same = all(other.get(fact) == entry[fact] for fact in ("backbone_sha256", "preprocessing"))
+    return same and other["data_sha256"]["val"] == entry["data_sha256"]["val"]
 
 
 def main(prog: str = "dino-linear") -> None:
