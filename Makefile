@@ -4,7 +4,9 @@ TORCH ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: setup demo test check clean
+BROWSERS := chromium chromium-browser google-chrome
+
+.PHONY: setup browser demo test check clean
 
 setup: .venv/installed
 
@@ -23,7 +25,13 @@ demo: setup
 	@$(BIN)/python -m dino.evaluation.compare --data_path demo --output_dir runs/demo \
 	  --pretrained_weights runs/demo/checkpoint.pth
 
-test: setup
+# The gallery is tested in Chromium. Only root on Debian or Ubuntu gets it installed; else those tests are skipped.
+browser:
+	@command -v $(BROWSERS) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	  chromium >/dev/null; } || echo "No Chromium here: its tests will be skipped"
+
+test: setup browser
 	@$(BIN)/python -m pytest
 
 check: setup

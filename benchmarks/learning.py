@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dino.attention.maps import attention_maps, patch_side
+from dino.attention.maps import attention_maps, patch_side, resize
 from dino.attention.score import object_score
 from dino.evaluation.extraction import Extractor, Preparation
 from dino.evaluation.kinds import CLASS_TOKEN, PATCH_MEAN
@@ -146,7 +146,7 @@ def _head_scores(backbone: nn.Module, pictures: DemoPictures, size: int) -> np.n
     return np.stack(
         [
             object_score(
-                attention_maps(backbone, pictures.picture(index), image_size=large),
+                attention_maps(backbone, resize(pictures.picture(index), large)[None])[0],
                 pictures.mask(index),
                 patch_side(backbone),
                 input_size=large,

@@ -157,7 +157,7 @@ class Monitor:
 
     def _draw_attention(self, backbone: nn.Module, title: str, path: Path) -> None:
         try:
-            maps = [attention_maps(backbone, image, device=self.device) for image in self._shown]
+            maps = [attention_maps(backbone, image[None], device=self.device)[0] for image in self._shown]
         except UserError as error:
             self._say_once(f"no attention sheet: {error}")
             return

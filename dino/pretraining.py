@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dino.attention.run_page import write_run_page
 from dino.collapse import CollapseWatch
 from dino.curves import draw_curves
 from dino.distillation import Rates, StepResult, first_nonfinite_module
@@ -216,6 +217,7 @@ class Pretraining:
         self.log.epoch(row)
         if distributed.is_main():
             draw_curves(self.log.rows, self.folder / "curves.png")
+            write_run_page(self.folder, self.log.rows, f"{self.options.arch} on {self.options.data_path}")
         # First those that are kept: once checkpoint.pth says that the epoch is over, nobody returns to it.
         if is_best:
             self._save("best_knn.pth")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dino.attention.run_page import NAME as RUN_PAGE
 from dino.memory import step_memory
 from dino.monitor import NEIGHBOURS
 from dino.network import MultiCropNetwork
@@ -60,6 +61,8 @@ def closing_lines(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     files = ("checkpoint.pth", "best_knn.pth", "log.txt", "curves.png", "attention")
     there = [name for name in files if (folder / name).exists()]
     lines.append(f"{', '.join(there)}: in {folder.resolve()}")
+    if (folder / RUN_PAGE).exists():
+        lines.append(f"open {folder / RUN_PAGE}: curves, k-NN, and attention as it emerged")
     return lines
 
 

@@ -16,6 +16,7 @@ LONGEST_FILE = 400
 FLOORS = [
     ["xcit"],
     ["dino.runtime"],
+    ["dino.video"],
     [
         "dino." + name
         for name in (
@@ -91,7 +92,15 @@ def test_loss_head_and_schedules_know_neither_files_nor_ranks():
 
 
 def test_drawing_and_options_know_no_torch():
-    for module in ("dino.attention.render", "dino.attention.sheet", "dino.curves", "dino.runtime.options"):
+    drawing = ("drawing", "gallery", "heads", "layout", "marks", "render", "run_page", "scale", "sheet")
+    drawing += ("film", "visualize_options")
+    video = [module for module in SOURCES if module.startswith("dino.video.")]
+    for module in (
+        "dino.curves",
+        "dino.runtime.options",
+        *video,
+        *(f"dino.attention.{name}" for name in drawing),
+    ):
         assert not packages(all_imports(module)) & {"torch", "torchvision", "timm", "xcit"}, module
 
 

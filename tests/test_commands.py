@@ -87,16 +87,22 @@ def test_a_killed_run_ends_in_the_same_weights_and_all_commands_read_them(pictur
 
     weights = (*WEIGHTS, f"--pretrained_weights={killed / checkpoint.NAME}")
     sets = flags(data_path=pictures, image_size=16, num_workers=0)
-    picture = flags(image_path=pictures / "val" / "cats" / "0.png", output_dir=tmp_path / "maps")
+    looked_at = (
+        "--input",
+        str(pictures / "val" / "cats" / "0.png"),
+        "demo",
+        f"--output_dir={tmp_path / 'maps'}",
+    )
     commands = {
         "dino.evaluation.eval_knn": [*weights, *sets, "--nb_knn", "20"],
         "dino.evaluation.eval_linear": [*weights, *sets],
-        "dino.attention.visualize": [*weights, *picture],
+        "dino.attention.visualize": [*weights, *looked_at],
     }
     out, _ = run("-c", IN_TURN, json.dumps(commands), cwd=tmp_path)
     assert f"20-NN classifier result: Top1: {rows(whole)[0]['knn']}," in out
     assert "CLS + patch mean" in out
-    assert (tmp_path / "maps" / "attn-head3.png").exists()
+    for name in ("0/attn-head3.png", "star-rings/sheet.png", "clip/video.mp4", "index.html"):
+        assert (tmp_path / "maps" / name).exists(), name
 
 
 # `python -m` of each, in one process, since most of their time goes into importing torch.
@@ -176,7 +182,8 @@ def test_the_demo_needs_no_network_and_leaves_what_it_promises(tmp_path):
 
 
 def test_console_commands_are_installed():
-    commands = {"dino-train", "dino-features", "dino-knn", "dino-linear", "dino-verify", "dino-attention"}
+    commands = {"dino-train", "dino-features", "dino-knn", "dino-linear", "dino-verify"}
+    commands |= {"dino-attention", "dino-attention-score"}
     found = {entry.name: entry for entry in entry_points(group="console_scripts") if entry.name in commands}
     assert found.keys() == commands
     assert all(callable(entry.load()) for entry in found.values())

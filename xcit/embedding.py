@@ -52,18 +52,35 @@ class FourierPosition(nn.Module):
         # A sine and a cosine per frequency, for rows and for columns.
         self.token_projection = nn.Conv2d(4 * self.FREQUENCIES, embed_dim, kernel_size=1)
 
-    def forward(self, rows: int, cols: int) -> Tensor:
-        """Position encoding of a grid: (1, embed_dim, rows, cols), to be broadcast over images."""
+    def forward(
+        self, rows: int, cols: int, *, grid: tuple[int, int] | None = None, corner: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """Position encoding of a grid: (1, embed_dim, rows, cols), to be broadcast over images.
+
+        Args:
+            grid: (rows, cols) of the larger grid that this is a part of; None: it is whole.
+            corner: (row, col) in that grid where the part begins.
+        """
         weight = self.token_projection.weight
-        features = _cached_features(rows, cols, weight.device)
+        features = _cached_features(rows, cols, weight.device, grid, corner)
         # Features stay float32 until here: half precision cannot tell large positions apart.
         return self.token_projection(features.to(weight.dtype))
 
 
-def fourier_features(rows: int, cols: int, device: torch.device) -> Tensor:
-    """Unprojected position features, float32 (1, 64, rows, cols): those of the row, then of the column."""
-    by_row = _axis_features(rows, device)[:, :, None].expand(-1, -1, cols)
-    by_col = _axis_features(cols, device)[:, None, :].expand(-1, rows, -1)
+def fourier_features(
+    rows: int,
+    cols: int,
+    device: torch.device,
+    grid: tuple[int, int] | None = None,
+    corner: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """Unprojected position features, float32 (1, 64, rows, cols): those of the row, then of the column.
+
+    For `grid` and `corner` see `FourierPosition.forward`.
+    """
+    grid = grid or (rows, cols)
+    by_row = _axis_features(grid[0], device)[:, corner[0] : corner[0] + rows, None].expand(-1, -1, cols)
+    by_col = _axis_features(grid[1], device)[:, None, corner[1] : corner[1] + cols].expand(-1, rows, -1)
     return torch.cat([by_row, by_col])[None]
 
 
@@ -78,20 +95,27 @@ def _axis_features(length: int, device: torch.device) -> Tensor:
 
 
 # Shared by all models of the process, and outside of them, so that copies and pickles do not carry it.
-_cache: OrderedDict[tuple[int, int, torch.device], Tensor] = OrderedDict()
+_cache: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 _CACHE_SIZE = 4  # multi-crop training alternates between two sizes; large grids take many megabytes
 
 
-def _cached_features(rows: int, cols: int, device: torch.device) -> Tensor:
+def _cached_features(
+    rows: int,
+    cols: int,
+    device: torch.device,
+    grid: tuple[int, int] | None = None,
+    corner: tuple[int, int] = (0, 0),
+) -> Tensor:
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not in torch's __all__
     if tracing or torch.compiler.is_compiling():
-        return fourier_features(rows, cols, device)  # part of the graph, so that it holds for any size
-    key = (rows, cols, device)
+        # part of the graph, so that it holds for any size
+        return fourier_features(rows, cols, device, grid, corner)
+    key = (rows, cols, device, grid, corner)
     features = _cache.pop(key, None)
     if features is None:
         # A tensor made in inference mode could not be used for training later.
         with torch.inference_mode(False), torch.no_grad():
-            features = fourier_features(rows, cols, device)
+            features = fourier_features(rows, cols, device, grid, corner)
     _cache[key] = features
     while len(_cache) > _CACHE_SIZE:
         _cache.popitem(last=False)

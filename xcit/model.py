@@ -91,8 +91,7 @@ class XCiT(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens (B, 1 + N, C), the class token first, patches row by row."""
-        patches_BNC, _, _ = self._forward_patches(images)
-        tokens_BNC = self._with_class_token(patches_BNC)
+        tokens_BNC = self._with_class_token(self.forward_patches(images).flatten(1, 2))
         for block in self.cls_attn_blocks:
             tokens_BNC = self._run(block, tokens_BNC)
         return self.norm(tokens_BNC)
@@ -101,6 +100,27 @@ class XCiT(nn.Module):
         """From `forward_features`' tokens to logits, or to the class token with `pre_logits`."""
         class_token = tokens[:, 0]
         return class_token if pre_logits else self.head(class_token)
+
+    def forward_patches(
+        self, images: Tensor, *, grid: tuple[int, int] | None = None, corner: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """Patch tokens after all cross-covariance blocks: (B, rows, cols, C).
+
+        Args:
+            grid: (rows, cols) in patches of the larger picture that `images` are cut from, for their positions;
+                None: they are whole.
+            corner: (row, col) in patches where the cut begins.
+        """
+        if images.ndim != 4:
+            raise ValueError(f"images must be (images, channels, height, width), got {tuple(images.shape)}")
+        embedded = self.patch_embed(images)
+        rows, cols = embedded.shape[-2:]
+        embedded = embedded + self.pos_embeder(rows, cols, grid=grid, corner=corner)
+        # Contiguous tokens once, or every layer would work on transposed memory.
+        patches_BNC = embedded.flatten(2).transpose(1, 2).contiguous()
+        for block in self.blocks:
+            patches_BNC = self._run(block, patches_BNC, rows, cols)
+        return patches_BNC.unflatten(1, (rows, cols))
 
     def class_attention(self, images: Tensor, block: int = -1) -> Tensor:
         """The class token's attention to each patch, float32 (B, heads, rows, cols).
@@ -115,16 +135,24 @@ class XCiT(nn.Module):
         Raises:
             IndexError: there is no such block.
         """
-        if not -_CLASS_BLOCKS <= block < _CLASS_BLOCKS:
-            raise IndexError(f"block must be -2, -1, 0 or 1 (there are {_CLASS_BLOCKS}), got {block}")
+        _check_class_block(block)
         with _frozen_statistics(self):
-            patches_BNC, rows, cols = self._forward_patches(images)
-        tokens_BNC = self._with_class_token(patches_BNC)
+            patches = self.forward_patches(images)
+        return self.attention_to(patches, block)
+
+    def attention_to(self, patches: Tensor, block: int = -1) -> Tensor:
+        """`class_attention` from what `forward_patches` gave, (B, rows, cols, C).
+
+        Raises:
+            IndexError: there is no such block.
+        """
+        _check_class_block(block)
+        tokens_BNC = self._with_class_token(patches.flatten(1, 2))
         *earlier, asked = self.cls_attn_blocks[: block % _CLASS_BLOCKS + 1]
         for each in earlier:
             tokens_BNC = self._run(each, tokens_BNC)
         weights = cast(ClassAttentionBlock, asked).attention_weights(tokens_BNC)
-        return weights[:, :, 0, 1:].unflatten(-1, (rows, cols)).float()
+        return weights[:, :, 0, 1:].unflatten(-1, patches.shape[1:3]).float()
 
     def get_classifier(self) -> nn.Module:
         """The linear head, or `nn.Identity` without one."""
@@ -150,19 +178,6 @@ class XCiT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters beyond biases and scales that weight decay should leave alone."""
         return {"cls_token"}
-
-    def _forward_patches(self, images: Tensor) -> tuple[Tensor, int, int]:
-        """Patch tokens (B, N, C) after all cross-covariance blocks, and their grid's rows and columns."""
-        if images.ndim != 4:
-            raise ValueError(f"images must be (images, channels, height, width), got {tuple(images.shape)}")
-        grid = self.patch_embed(images)
-        rows, cols = grid.shape[-2:]
-        grid = grid + self.pos_embeder(rows, cols)
-        # Contiguous tokens once, or every layer would work on transposed memory.
-        patches_BNC = grid.flatten(2).transpose(1, 2).contiguous()
-        for block in self.blocks:
-            patches_BNC = self._run(block, patches_BNC, rows, cols)
-        return patches_BNC, rows, cols
 
     def _with_class_token(self, patches_BNC: Tensor) -> Tensor:
         class_token = self.cls_token.expand(patches_BNC.shape[0], -1, -1)
@@ -193,6 +208,11 @@ def _frozen_statistics(part: nn.Module) -> Iterator[None]:
                 undo.callback(setattr, module, "num_batches_tracked", counted)
                 module.momentum, module.num_batches_tracked = 0.0, counted.clone()
         yield
+
+
+def _check_class_block(block: int) -> None:
+    if not -_CLASS_BLOCKS <= block < _CLASS_BLOCKS:
+        raise IndexError(f"block must be -2, -1, 0 or 1 (there are {_CLASS_BLOCKS}), got {block}")
 
 
 def _head(embed_dim: int, num_classes: int) -> nn.Module:

@@ -1,11 +1,13 @@
 """Where each head's class token looks: maps of any backbone with class attention, for pictures of any size.
 
-    maps = attention_maps(backbone, picture)        # (heads, rows, cols)
-    large = enlarge(normalize(maps)[0], patch_side(backbone), (picture.height, picture.width))
+    (maps,) = attention_maps(backbone, picture[None])        # (heads, rows, cols)
+    heated = heat_patches(normalize(maps)[0], patch_side(backbone), picture.shape[:2])
 
-H heads, R and C rows and columns of patches.
+B pictures, H heads, R and C rows and columns of patches.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -22,38 +24,47 @@ from torchvision.transforms import functional as transforms
 from dino.runtime.backbones import class_attention, evaluating, has_class_attention
 from dino.runtime.distributed import autocast
 from dino.runtime.options import UserError
+from xcit import XCiT
+
+# Patches that a tile is shown of its neighbours: local patch interaction looks this far, less and less.
+_MARGIN = 8
 
 
 def attention_maps(
     backbone: nn.Module,
-    image: Image | NDArray[np.uint8],
+    images: NDArray[np.uint8],
     *,
-    image_size: int | tuple[int, int] | None = None,
     block: int = -1,
+    tile: int = 0,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
 ) -> NDArray[np.float32]:
-    """The class token's weights on the patches of one picture, float32 (heads, rows, cols).
+    """The class token's weights on the patches, float32 (B, heads, rows, cols).
 
-    The maps cover the whole picture: there are ceil(side / patch) patches along each side, and a last one
+    The maps cover the whole pictures: there are ceil(side / patch) patches along each side, and a last one
     that is not full hangs over the edge (`render.enlarge` cuts that off). The backbone is left as it was.
 
     Args:
-        image: RGB, as a picture or as uint8 (rows, cols, 3).
-        image_size: resize first; see `resize`.
-        block: which class-attention block, for XCiT; -1 is the last.
+        images: RGB, uint8 (B, rows, cols, 3).
+        block: which class-attention block of XCiT, or which block of a ViT; -1 is the last.
+        tile: side in pixels of the parts that XCiT's patch tokens are computed in, for pictures too large for
+            the memory; 0: in one. The class token then looks at the tokens of all parts at once, but the
+            cross-covariance attention of each part has seen that part and its margin only.
         device: where the backbone is.
         precision: "fp32", "bf16" or "fp16", of the network's forward pass.
 
     Raises:
-        UserError: the backbone has no class attention, or takes pictures of one other size only.
+        UserError: the backbone has no class attention, no such block, cannot be tiled, or takes pictures of one
+            other size only.
     """
-    pixels = _normalized(resize(image, image_size))
-    whole = _pad_to_whole_patches(backbone, pixels).to(device)
+    check_block(backbone, block)
     # no_grad and not inference_mode: the backbone may cache what it computes here, and train with it later.
     with evaluating(backbone), torch.no_grad(), autocast(torch.device(device), precision):
-        (maps_HRC,) = class_attention(backbone, whole[None], block)
-    return maps_HRC.float().cpu().numpy()
+        if tile and max(images.shape[1:3]) > tile:
+            maps_BHRC = _tiled_class_attention(backbone, images, block, tile, device)
+        else:
+            maps_BHRC = class_attention(backbone, prepare(backbone, images, device), block)
+    return maps_BHRC.float().cpu().numpy()
 
 
 def resize(image: Image | NDArray[np.uint8], image_size: int | tuple[int, int] | None) -> NDArray[np.uint8]:
@@ -85,21 +96,51 @@ def patch_side(backbone: nn.Module) -> int:
     return int(cast(Any, backbone).patch_size)
 
 
-def _normalized(pixels: NDArray[np.uint8]) -> Tensor:
-    """float32 (3, rows, cols) with ImageNet's mean and standard deviation taken out."""
-    return transforms.normalize(transforms.to_tensor(pixels), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+def check_block(backbone: nn.Module, block: int) -> None:
+    """Refuse a block that the backbone does not have.
 
-
-def _pad_to_whole_patches(backbone: nn.Module, pixels: Tensor) -> Tensor:
-    """Repeat the last row and column until the sides are multiples of the patch: timm's ViTs take no others.
-
-    XCiT's convolutional stem pads by itself, to the same grid.
+    Raises:
+        UserError: it has no such block, or no class attention at all.
     """
+    patch_side(backbone)
+    blocks = len(
+        cast(Any, backbone).blocks if isinstance(backbone, VisionTransformer) else _class_blocks(backbone)
+    )
+    if not -blocks <= block < blocks:
+        raise UserError(
+            f"--block {block}: this model has {blocks} blocks whose class token attends, 0 to {blocks - 1}; "
+            "-1 is the last"
+        )
+
+
+def prepare(backbone: nn.Module, images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """What the backbone is shown of pictures (B, rows, cols, 3): float32 (B, 3, rows, cols) on the device.
+
+    ImageNet's mean and standard deviation are taken out. timm's ViTs take whole patches only: for them the last
+    row and column are repeated up to a multiple of the patch. XCiT's convolutions pad by themselves, to the same
+    grid.
+
+    Raises:
+        UserError: the backbone takes pictures of one other size only.
+    """
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2)
+    mean, std = (
+        torch.tensor(values, device=device)[:, None, None] * 255
+        for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
+    # In place: of a large picture even one more copy counts.
+    whole = pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+    return _pad_to_whole_patches(backbone, whole) if isinstance(backbone, VisionTransformer) else whole
+
+
+def _class_blocks(backbone: nn.Module) -> nn.ModuleList:
+    return cast(nn.ModuleList, cast(Any, backbone).cls_attn_blocks)
+
+
+def _pad_to_whole_patches(backbone: VisionTransformer, pixels: Tensor) -> Tensor:
     side = patch_side(backbone)
-    if not isinstance(backbone, VisionTransformer):
-        return pixels
     rows, cols = pixels.shape[-2:]
-    padded = F.pad(pixels[None], (0, -cols % side, 0, -rows % side), mode="replicate")[0]
+    padded = F.pad(pixels, (0, -cols % side, 0, -rows % side), mode="replicate")
     embedding = backbone.patch_embed
     if embedding.strict_img_size and tuple(padded.shape[-2:]) != tuple(embedding.img_size):
         only = " x ".join(map(str, embedding.img_size))
@@ -108,3 +149,48 @@ def _pad_to_whole_patches(backbone: nn.Module, pixels: Tensor) -> Tensor:
             f"add --image_size {only.replace(' x ', ' ')}"
         )
     return padded
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Along one side, in patches: what is shown, and of that what is kept."""
+
+    start: int
+    stop: int
+    shown_from: int
+    shown_to: int
+
+    @property
+    def within(self) -> slice:
+        return slice(self.start - self.shown_from, self.stop - self.shown_from)
+
+
+def _tiles(patches: int, patches_per_tile: int) -> Iterator[_Tile]:
+    for start in range(0, patches, patches_per_tile):
+        stop = min(start + patches_per_tile, patches)
+        yield _Tile(start, stop, max(0, start - _MARGIN), min(patches, stop + _MARGIN))
+
+
+def _tiled_class_attention(
+    backbone: nn.Module, images: NDArray[np.uint8], block: int, tile: int, device: torch.device | str
+) -> Tensor:
+    if not isinstance(backbone, XCiT):
+        raise UserError("--tile is for XCiT, whose tokens are computed locally; a ViT takes --image_size")
+    side = backbone.patch_size
+    if tile < side:
+        raise UserError(f"--tile {tile}: a tile holds at least one patch of {side} pixels")
+    grid = (-(-images.shape[1] // side), -(-images.shape[2] // side))
+    bands: list[Tensor] = []
+    for rows in _tiles(grid[0], tile // side):
+        parts: list[Tensor] = []
+        for cols in _tiles(grid[1], tile // side):
+            shown = images[
+                :,
+                rows.shown_from * side : rows.shown_to * side,
+                cols.shown_from * side : cols.shown_to * side,
+            ]
+            corner = (rows.shown_from, cols.shown_from)
+            patches = backbone.forward_patches(prepare(backbone, shown, device), grid=grid, corner=corner)
+            parts.append(patches[:, rows.within, cols.within].clone())
+        bands.append(torch.cat(parts, dim=2))
+    return backbone.attention_to(torch.cat(bands, dim=1), block)

@@ -1,4 +1,4 @@
-"""From attention weights to pixels: scale, enlarge, colour, blend, mask, save.
+"""From attention weights to pixels: scale, enlarge, colour, mask, save. What is drawn over a picture: `marks`.
 
 Images are (rows, cols, 3) uint8 RGB, maps (rows, cols) float, masks (rows, cols) bool. A map holds one value
 per patch; the patches start at the image's top left corner, and the last row and column of them hang over its
@@ -7,7 +7,7 @@ edge when its sides are not multiples of the patch size. Nothing here paints on 
 
 import difflib
 import io
-from dataclasses import dataclass
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def percentile_limits(maps: NDArray[Any], percentiles: tuple[float, float] = (0.
         percentiles: low and high, in [0, 100]; 0 and 100 are the map's own minimum and maximum. A lower high
             keeps a few outlier patches from darkening everything else.
     """
-    return np.percentile(_finite(maps), percentiles, axis=(-2, -1), keepdims=True).astype(np.float32)
+    return _limits(_finite(maps), percentiles)
 
 
 def normalize(
@@ -58,11 +58,12 @@ def normalize(
         limits: fixed limits instead, (low, high): for several pictures or a clip on one scale.
     """
     values = _finite(maps)
-    low, high = np.asarray(percentile_limits(values, percentiles) if limits is None else limits, np.float64)
+    low, high = np.asarray(_limits(values, percentiles) if limits is None else limits, np.float64)
     contrast = high - low
     flat = contrast <= _ROUNDING * np.maximum(np.abs(low), np.abs(high))
-    scaled = (values - low) / np.where(flat, 1.0, contrast)
-    return np.where(flat, 0.0, np.clip(scaled, 0.0, 1.0)).astype(np.float32)
+    scaled = values - low
+    scaled /= np.where(flat, np.inf, contrast)
+    return np.clip(scaled, 0.0, 1.0).astype(np.float32)
 
 
 def enlarge(
@@ -79,21 +80,7 @@ def enlarge(
     Raises:
         ValueError: the map does not have one value per patch of such an image.
     """
-    grid = tuple(-(-side // patch_size) for side in size)
-    if values.shape != grid:
-        raise ValueError(
-            f"an image of {size[0]} x {size[1]} pixels has {grid[0]} x {grid[1]} patches of {patch_size}, "
-            f"got a map of {' x '.join(map(str, values.shape))}"
-        )
-    values = np.asarray(values, np.float32)
-    rows, cols = grid[0] * patch_size, grid[1] * patch_size
-    if smooth:
-        large = cv2.resize(values, (cols, rows), interpolation=cv2.INTER_CUBIC)
-        # Cubic curves overshoot next to an edge; a map must not gain values that no patch has.
-        large = np.clip(large, values.min(), values.max())
-    else:
-        large = values.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
-    return np.ascontiguousarray(large[: size[0], : size[1]])
+    return np.asarray(_enlarge(np.asarray(values, np.float32), patch_size, size, smooth), np.float32)
 
 
 def heat(values: FloatArray, colormap: str = "inferno") -> ByteArray:
@@ -102,74 +89,99 @@ def heat(values: FloatArray, colormap: str = "inferno") -> ByteArray:
     Raises:
         UserError: matplotlib has no such colormap.
     """
-    levels = np.clip(np.asarray(values, np.float32) * 256, 0, 255).astype(np.uint8)
-    return np.asarray(cv2.applyColorMap(levels, _colours(colormap)), np.uint8)
+    return np.asarray(cv2.applyColorMap(_levels(values), palette(colormap)[:, None]), np.uint8)
+
+
+def heat_patches(
+    values_RC: NDArray[Any],
+    patch_size: int,
+    size: tuple[int, int],
+    *,
+    colormap: str = "inferno",
+    smooth: bool = False,
+) -> ByteArray:
+    """A map in the colours of a colormap at the size of its image: (rows, cols, 3) uint8 RGB.
+
+    The pixels are those of `heat(enlarge(...))`, but patches are coloured before they are enlarged; where
+    `smooth`, their 256 levels are enlarged, which may shift a pixel by one or two levels.
+
+    Args:
+        values_RC: in [0, 1], one per patch.
+        patch_size, size, smooth: as in `enlarge`.
+
+    Raises:
+        UserError: matplotlib has no such colormap.
+        ValueError: the map does not have one value per patch of such an image.
+    """
+    levels = _levels(values_RC)
+    table = palette(colormap)[:, None]
+    if smooth:
+        return np.asarray(cv2.applyColorMap(enlarge_colors(levels, patch_size, size, smooth=True), table))
+    return enlarge_colors(np.asarray(cv2.applyColorMap(levels, table)), patch_size, size)
+
+
+def enlarge_colors(
+    values: ByteArray, patch_size: int, size: tuple[int, int], *, smooth: bool = False
+) -> ByteArray:
+    """Colours of patches (R, C, 3), or one byte of each (R, C), at the size of their image: uint8.
+
+    Args:
+        patch_size, size, smooth: as in `enlarge`.
+
+    Raises:
+        ValueError: there is not one of them per patch of such an image.
+    """
+    return _enlarge(np.asarray(values, np.uint8), patch_size, size, smooth)
+
+
+def check_grid(shape: tuple[int, ...], patch_size: int, size: tuple[int, int]) -> None:
+    """Refuse a map whose (R, C) is not the grid of patches of an image of (rows, cols) pixels.
+
+    Raises:
+        ValueError: it is another.
+    """
+    grid = tuple(-(-side // patch_size) for side in size)
+    if shape[:2] != grid:
+        raise ValueError(
+            f"an image of {size[0]} x {size[1]} pixels has {grid[0]} x {grid[1]} patches of {patch_size}, "
+            f"got a map of {' x '.join(map(str, shape[:2]))}"
+        )
+
+
+def _enlarge(values: NDArray[Any], patch_size: int, size: tuple[int, int], smooth: bool) -> NDArray[Any]:
+    check_grid(values.shape, patch_size, size)
+    values = np.ascontiguousarray(values)
+    if patch_size == 1:
+        return values.copy()
+    if smooth:
+        rows, cols = values.shape[0] * patch_size, values.shape[1] * patch_size
+        large = cv2.resize(values, (cols, rows), interpolation=cv2.INTER_CUBIC)[: size[0], : size[1]]
+        # Cubic curves overshoot next to an edge; a map must not gain values that no patch has.
+        return np.clip(large, values.min(axis=(0, 1)), values.max(axis=(0, 1)))
+    # Columns first: rows are then copied whole. OpenCV's nearest rounds, and may miss a patch's first pixel.
+    return values.repeat(patch_size, axis=1)[:, : size[1]].repeat(patch_size, axis=0)[: size[0]]
+
+
+def _levels(values: NDArray[Any]) -> ByteArray:
+    unit = np.clip(np.nan_to_num(np.asarray(values, np.float32)), 0, 1)
+    return np.minimum(unit * 256, 255).astype(np.uint8)
 
 
 @lru_cache
-def _colours(colormap: str) -> ByteArray:
-    """256 RGB colours in OpenCV's shape of a look-up table."""
+def palette(colormap: str) -> ByteArray:
+    """256 colours of one of matplotlib's colormaps: (256, 3) uint8 RGB, not to be written to.
+
+    Raises:
+        UserError: matplotlib has no such colormap.
+    """
     if colormap not in matplotlib.colormaps:
         nearest = difflib.get_close_matches(colormap, matplotlib.colormaps, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(nearest)}?" if nearest else "try inferno, magma, viridis or turbo"
         raise UserError(f"matplotlib has no colormap '{colormap}'; {hint}")
     colours = matplotlib.colormaps[colormap](np.linspace(0, 1, 256), bytes=True)
-    return np.ascontiguousarray(np.asarray(colours, np.uint8)[:, None, :3])
-
-
-@dataclass(frozen=True)
-class AttentionOverlay:
-    """Heat over the picture.
-
-    Args:
-        colormap: name of one of matplotlib's.
-        opacity: of the heat, in [0, 1]; 1 shows the heat alone.
-
-    Raises:
-        UserError: matplotlib has no such colormap.
-    """
-
-    colormap: str = "inferno"
-    opacity: float = 0.6
-
-    def __post_init__(self) -> None:
-        _colours(self.colormap)
-
-    def __call__(self, image: ByteArray, values: FloatArray) -> ByteArray:
-        """A new image: the colours of `values` (rows, cols) in [0, 1] over `image` of the same size."""
-        _check_same_size(image, values)
-        heated = heat(values, self.colormap)
-        return np.asarray(cv2.addWeighted(heated, self.opacity, image, 1 - self.opacity, 0), np.uint8)
-
-
-@dataclass(frozen=True)
-class MaskOverlay:
-    """A mask as a tint with an outline; what is outside is dimmed.
-
-    Args:
-        color: RGB, each in [0, 255].
-        opacity: of the tint inside, in [0, 1].
-        dimming: of what is outside, in [0, 1]; 0 leaves it as it is, 1 makes it black.
-        line_width: of the outline, in pixels; 0 draws none.
-    """
-
-    color: tuple[int, int, int] = (255, 170, 0)
-    opacity: float = 0.35
-    dimming: float = 0.45
-    line_width: int = 2
-
-    def __call__(self, image: ByteArray, mask: BoolArray) -> ByteArray:
-        """A new image: `mask` (rows, cols), true where it keeps the picture, over `image` of that size."""
-        _check_same_size(image, mask)
-        tint = np.full_like(image, self.color)
-        inside = cv2.addWeighted(tint, self.opacity, image, 1 - self.opacity, 0)
-        outside = cv2.convertScaleAbs(image, alpha=1 - self.dimming)
-        drawn = np.where(mask[..., None], inside, outside)
-        if self.line_width:
-            kernel = np.ones((2 * self.line_width + 1,) * 2, np.uint8)
-            core = cv2.erode(mask.astype(np.uint8), kernel)  # beyond the image's edge counts as inside
-            drawn[mask & (core == 0)] = self.color
-        return drawn
+    table = np.ascontiguousarray(np.asarray(colours, np.uint8)[:, :3])
+    table.flags.writeable = False
+    return table
 
 
 def mass_mask(maps: NDArray[Any], keep: float) -> BoolArray:
@@ -184,36 +196,62 @@ def mass_mask(maps: NDArray[Any], keep: float) -> BoolArray:
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"the part of the mass to keep is between 0 and 1, got {keep}")
-    weights = _finite(maps).astype(np.float64)
-    flat = weights.reshape(*weights.shape[:-2], -1)
-    order = np.argsort(-flat, axis=-1, kind="stable")
-    mass = np.cumsum(np.take_along_axis(flat, order, axis=-1), axis=-1)
+    weights = _finite(maps)
+    flat = weights.reshape(-1, math.prod(weights.shape[-2:]))
+    falling = np.sort(flat, axis=-1)[:, ::-1]
+    mass = np.cumsum(falling, axis=-1, dtype=np.float64)
     # A sum that misses its goal by rounding alone has reached it: a tenth of ten equal patches is one patch.
-    goal = keep * mass[..., -1:] * (1 - 1e-9)
-    before = np.concatenate([np.zeros_like(goal), mass[..., :-1]], axis=-1)
-    kept = np.zeros(flat.shape, bool)
-    np.put_along_axis(kept, order, before < goal, axis=-1)
+    goal = keep * mass[:, -1:] * (1 - 1e-9)
+    count = (mass < goal).sum(axis=-1, keepdims=True) + (goal > 0)
+    least = np.take_along_axis(falling, np.maximum(count - 1, 0), axis=-1)
+    kept = flat >= least
+    surplus = kept.sum(axis=-1) - count[:, 0]
+    for row in np.flatnonzero(surplus):
+        kept[row, np.flatnonzero(flat[row] == least[row])[-surplus[row] :]] = False
     return kept.reshape(weights.shape)
 
 
 def save_png(image: ByteArray, path: Path) -> None:
-    """Write (rows, cols, 3) uint8 RGB as PNG; under its final name the file is whole or not there.
+    """Write (rows, cols, 3) uint8 RGB, or 4 for RGBA, as PNG; under its final name the file is whole or not there.
 
     Raises:
         UserError: the file cannot be written.
     """
+    _save(Image.fromarray(image), path)
+
+
+def save_heat_png(
+    values_RC: NDArray[Any],
+    patch_size: int,
+    size: tuple[int, int],
+    path: Path,
+    *,
+    colormap: str = "inferno",
+    smooth: bool = False,
+) -> None:
+    """Write what `heat_patches` draws as PNG with a palette: the same colours, several times faster.
+
+    Raises:
+        UserError: matplotlib has no such colormap; the file cannot be written.
+        ValueError: the map does not have one value per patch of such an image.
+    """
+    image = Image.fromarray(enlarge_colors(_levels(values_RC), patch_size, size, smooth=smooth))
+    image.putpalette(palette(colormap).tobytes())
+    _save(image, path)
+
+
+def _save(image: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=_PNG_COMPRESSION)
+    image.save(buffer, format="PNG", compress_level=_PNG_COMPRESSION)
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+
+
+def _limits(values: FloatArray, percentiles: tuple[float, float]) -> FloatArray:
+    axes = (-2, -1)
+    if tuple(percentiles) == (0, 100):  # several times faster, and the same
+        return np.stack([values.min(axis=axes, keepdims=True), values.max(axis=axes, keepdims=True)])
+    return np.percentile(values, percentiles, axis=axes, keepdims=True).astype(np.float32)
 
 
 def _finite(maps: NDArray[Any]) -> FloatArray:
     return np.nan_to_num(np.asarray(maps, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _check_same_size(image: ByteArray, layer: NDArray[Any]) -> None:
-    if image.shape[:2] != layer.shape:
-        raise ValueError(
-            f"the image has {image.shape[0]} x {image.shape[1]} pixels, what is drawn over it "
-            f"{' x '.join(map(str, layer.shape))}; see `enlarge`"
-        )

@@ -1,4 +1,4 @@
-"""A labelled sheet of attention maps: each picture, the mean of its heads, and every head."""
+"""A labelled sheet of attention maps: each picture, the mean of its heads, and every head; or maps of one's choice."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dino.attention.render import AttentionOverlay, ByteArray, enlarge, normalize
+from dino.attention.marks import AttentionOverlay
+from dino.attention.render import ByteArray, enlarge, normalize
 
 _PAPER = (255, 255, 255)
 _INK = (34, 34, 34)
@@ -21,7 +22,7 @@ _INK = (34, 34, 34)
 
 @dataclass(frozen=True)
 class AttentionSheet:
-    """Rows are pictures; columns are the picture, the mean of its heads, then head by head, labelled.
+    """Rows are pictures; columns are the picture and its maps, labelled.
 
     Args:
         colormap: name of one of matplotlib's.
@@ -53,6 +54,7 @@ class AttentionSheet:
         *,
         patch_size: int,
         title: str = "",
+        labels: Sequence[str] | None = None,
     ) -> ByteArray:
         """The sheet, (rows, cols, 3) uint8 RGB on white.
 
@@ -61,12 +63,14 @@ class AttentionSheet:
             maps: for each image (heads, rows, cols), one value per patch, as `enlarge` takes them.
             patch_size: side of a patch in pixels.
             title: one line above everything.
+            labels: what the maps of each picture are, when they are to be drawn as given; None: they are all its
+                heads, and their mean is drawn before them.
         """
         if not images or len(images) != len(maps):
             raise ValueError(f"one stack of maps per picture, got {len(maps)} for {len(images)} pictures")
         bands: list[list[_Tile]] = []
         for image, heads in zip(images, maps, strict=True):
-            tiles = list(self._tiles(image, heads, patch_size))
+            tiles = list(self._tiles(image, heads, patch_size, labels))
             bands_needed = math.ceil(len(tiles) / (self.columns or len(tiles)))
             width = math.ceil(len(tiles) / bands_needed)
             bands.extend(tiles[start : start + width] for start in range(0, len(tiles), width))
@@ -74,17 +78,22 @@ class AttentionSheet:
             bands = [bands[0], *([_Tile(tile.pixels) for tile in band] for band in bands[1:])]
         return _lay_out(bands, title, text_size=min(max(12, self.tile // 13), 18))
 
-    def _tiles(self, image: ByteArray, heads: NDArray[Any], patch_size: int) -> "Iterator[_Tile]":
+    def _tiles(
+        self, image: ByteArray, maps: NDArray[Any], patch_size: int, labels: Sequence[str] | None
+    ) -> "Iterator[_Tile]":
+        if labels is None:
+            labels = ["mean", *(f"head {head}" for head in range(len(maps)))]
+            maps = np.concatenate([maps.mean(axis=0, keepdims=True), maps])
+        if len(labels) != len(maps):
+            raise ValueError(f"one label per map, got {len(labels)} for {len(maps)} maps")
         draw = AttentionOverlay(self.colormap, self.opacity)
         size = _fit(image.shape[:2], self.tile)
         picture = _resize(image, size, cv2.INTER_CUBIC)
         yield _Tile(picture, "picture")
-        labels = ["mean", *(f"head {head}" for head in range(len(heads)))]
-        for label, values in zip(labels, [heads.mean(axis=0), *heads], strict=True):
-            scaled = normalize(values, percentiles=self.percentiles)
-            large = enlarge(scaled, patch_size, image.shape[:2], smooth=self.smooth)
+        for label, values in zip(labels, normalize(maps, percentiles=self.percentiles), strict=True):
+            large = enlarge(values, patch_size, image.shape[:2], smooth=self.smooth)
             between = cv2.INTER_LINEAR if self.smooth else cv2.INTER_NEAREST
-            yield _Tile(draw(picture, _resize(large, size, between)), label)
+            yield _Tile(draw(picture, _resize(large, size, between), patch_size=1), label)
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def _lay_out(bands: list[list[_Tile]], title: str, text_size: int) -> ByteArray:
     gap, margin = max(2, text_size // 2), 2 * text_size
     label_height = math.ceil(1.6 * text_size)
     title_height = 3 * text_size if title else 0
-    title_font = _font(round(1.35 * text_size))
+    title_font = font(round(1.35 * text_size))
     widths = [max(tile.pixels.shape[1] for tile in column) for column in _columns(bands)]
     heights = [max(tile.pixels.shape[0] + label_height * bool(tile.label) for tile in band) for band in bands]
     inner_width = max(sum(widths) + gap * (len(widths) - 1), math.ceil(title_font.getlength(title)))
@@ -124,7 +133,7 @@ def _lay_out(bands: list[list[_Tile]], title: str, text_size: int) -> ByteArray:
         left = margin
         for tile, width in zip(band, widths, strict=False):
             centre = (left + width / 2, top + 0.6 * text_size)
-            pen.text(centre, tile.label, fill=_INK, font=_font(text_size), anchor="mm")
+            pen.text(centre, tile.label, fill=_INK, font=font(text_size), anchor="mm")
             corner = (left + (width - tile.pixels.shape[1]) // 2, top + label_height * bool(tile.label))
             sheet.paste(Image.fromarray(tile.pixels), corner)
             left += width + gap
@@ -138,6 +147,6 @@ def _columns(bands: list[list[_Tile]]) -> Iterator[list[_Tile]]:
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and has the letters of most languages."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

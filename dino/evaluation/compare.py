@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from dino.evaluation.cached_probe import inputs, probe
-from dino.evaluation.evaluation_options import RANDOM, FeatureOptions
+from dino.evaluation.evaluation_options import FeatureOptions
 from dino.evaluation.knn import check_votes, knn_accuracy
 from dino.evaluation.labelled_features import extract_both
 from dino.evaluation.paired import paired_difference
 from dino.evaluation.results import check_results, write_results
-from dino.evaluation.subject import create_subject, resolve_weights
-from dino.runtime.options import UserError, command, option
+from dino.evaluation.subject import create_subject, resolve_options
+from dino.runtime.options import RANDOM, UserError, command, option
 
 _LOGISTIC_MAX = 20_000
 
@@ -58,7 +58,7 @@ def run(options: CompareOptions) -> None:
             size = options.image_size or stored.get("eval_size") or stored.get("global_crops_size") or 224
             # Also the architecture and patch size that the weights are for, which random ones cannot say.
             after = dataclasses.replace(
-                resolve_weights(options), image_size=int(size), seed=int(stored.get("seed", options.seed))
+                resolve_options(options), image_size=int(size), seed=int(stored.get("seed", options.seed))
             )
             trained = create_subject(after, device)
             before = dataclasses.replace(after, pretrained_weights=RANDOM)

@@ -18,7 +18,7 @@ from dino.evaluation.evaluation_options import FeatureOptions
 from dino.evaluation.labelled_features import labelled_features
 from dino.evaluation.probe_table import probe_table
 from dino.evaluation.results import check_results, read_results, write_results
-from dino.evaluation.subject import Subject, create_subject, resolve_weights, say
+from dino.evaluation.subject import Subject, create_subject, resolve_options, say
 from dino.runtime.options import UserError, command, option
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _trained_classifier(options: LinearOptions) -> str:
 
     if options.linear_weights:
         return options.linear_weights
-    weights = resolve_weights(options).pretrained_weights
+    weights = resolve_options(options).pretrained_weights
     if weights in DINO:
         return str(DINO[weights].linear_url)
     own = Path(options.output_dir, NAME)

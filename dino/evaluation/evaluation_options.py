@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-from dino.runtime.options import option
-
-AUTO = "auto"
-RANDOM = "random"
+from dino.runtime.options import AUTO, option
 
 
 @dataclass(frozen=True)

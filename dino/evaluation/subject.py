@@ -6,7 +6,7 @@ Imports no torch, so that `--help` answers at once.
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dino.evaluation.evaluation_options import AUTO, RANDOM, BackboneOptions
+from dino.evaluation.evaluation_options import BackboneOptions
 from dino.runtime.options import UserError
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from dino.evaluation.feature_cache import Origin
 
 Options = TypeVar("Options", bound=BackboneOptions)
-
-_DEFAULT_ARCH = "vit_small"  # DINO's
 
 _LEAST = {"patch_size": 1, "image_size": 1, "batch_size_per_gpu": 1, "num_workers": 0, "seed": 0}
 
@@ -43,46 +41,39 @@ def create_subject(options: BackboneOptions, device: "torch.device") -> Subject:
     Raises:
         UserError: anything wrong with the model's name, the weights or the device.
     """
-    import torch
-
     from dino.evaluation.extraction import Extractor, Preparation
     from dino.evaluation.feature_cache import Origin
     from dino.runtime import distributed
-    from dino.runtime.backbones import (
-        check_side,
-        create_backbone,
-        load_backbone_weights,
-        tensors_sha256,
-    )
+    from dino.runtime.backbones import check_side, open_backbone, tensors_sha256
 
     _check_numbers(options)
-    options = resolve_weights(options)
-    torch.manual_seed(options.seed)
-    backbone = create_backbone(options.arch, options.patch_size)
-    check_side(backbone, options.image_size, "--image_size")
-    file_sha256 = None
-    if options.pretrained_weights == RANDOM:
-        say(f"{options.arch}: random weights, a baseline (seed {options.seed})")
-    else:
-        report = load_backbone_weights(
-            backbone,
-            options.pretrained_weights,
-            key=options.checkpoint_key,
-            allow_partial=options.allow_partial,
-        )
-        file_sha256 = report.sha256
-        say(f"{options.arch}: {report}")
+    options = resolve_options(options)
+    named = open_backbone(
+        options.arch,
+        options.patch_size,
+        options.pretrained_weights,
+        key=options.checkpoint_key,
+        allow_partial=options.allow_partial,
+        seed=options.seed,
+    )
+    check_side(named.network, options.image_size, "--image_size")
+    say(str(named))
     preparation = Preparation(
         size=options.image_size, precision=distributed.pick_precision(options.precision, device)
     )
     extractor = Extractor(
-        backbone.to(device),
+        named.network.to(device),
         preparation,
         batch_size=options.batch_size_per_gpu,
         device=device,
         num_workers=distributed.share_cores(device, options.num_workers),
     )
-    origin = Origin(options.arch, tensors_sha256(backbone), options.pretrained_weights, file_sha256)
+    origin = Origin(
+        options.arch,
+        tensors_sha256(named.network),
+        named.source,
+        named.report.sha256 if named.report else None,
+    )
     facts = {
         **asdict(origin),
         "seed": options.seed,
@@ -102,28 +93,16 @@ def _check_numbers(options: BackboneOptions) -> None:
         raise UserError(f"--seed must be below 2^63, got {options.seed}")
 
 
-def resolve_weights(options: Options) -> Options:
+def resolve_options(options: Options) -> Options:
     """The same with the architecture and the weights that `auto` and an empty name stand for.
 
     Raises:
         UserError: the weights cannot be had, or there are no published ones.
     """
-    from dino.runtime.backbones import architecture_of, published_dino_weights
+    from dino.runtime.backbones import resolve_weights
 
-    source = options.pretrained_weights
-    if options.arch == AUTO:
-        known = architecture_of(source) if source not in ("", RANDOM) else None
-        arch, patch_size = known or (_DEFAULT_ARCH, None)
-        options = replace(options, arch=arch, patch_size=patch_size or options.patch_size)
-    if not source:
-        published = published_dino_weights(options.arch, options.patch_size)
-        if published is None:
-            raise UserError(
-                f"there are no published DINO weights of {options.arch} with patch size {options.patch_size}: "
-                "name weights with --pretrained_weights, or random for a baseline"
-            )
-        options = replace(options, pretrained_weights=published)
-    return options
+    arch, patch_size, source = resolve_weights(options.arch, options.patch_size, options.pretrained_weights)
+    return replace(options, arch=arch, patch_size=patch_size, pretrained_weights=source)
 
 
 def say(line: str) -> None:

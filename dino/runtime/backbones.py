@@ -4,6 +4,7 @@ import difflib
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +16,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import xcit
-from dino.runtime.options import UserError
+from dino.runtime.options import AUTO, RANDOM, UserError
 from xcit.weights import LoadReport, WeightsError, load_weights, read_checkpoint, resolve
 from xcit.zoo import DINO, PUBLISHED, SUPERVISED
 
 # (width, heads) of DINO's vision transformers, all 12 blocks deep (DINO, table 1; DeiT).
 _VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
+
+_DEFAULT_ARCH = "vit_small"  # DINO's
 
 # The original still takes these.
 _OLD_NAMES = {"deit_tiny": "vit_tiny", "deit_small": "vit_small"}
@@ -67,6 +70,55 @@ def create_backbone(arch: str, patch_size: int = 16, drop_path_rate: float = 0.0
     raise UserError(f"unknown model '{arch}'; {hint} (any timm name works too)")
 
 
+@dataclass(frozen=True, eq=False)
+class NamedBackbone:
+    """A backbone from what a user names, in evaluation mode, and what it turned out to be.
+
+    Attributes:
+        source: name, file or URL of the weights, or `random`.
+        seed: of random weights.
+        report: what was loaded; None for random weights.
+    """
+
+    network: nn.Module
+    arch: str
+    patch_size: int
+    source: str
+    seed: int
+    report: LoadReport | None
+
+    def __str__(self) -> str:
+        return f"{self.arch}: {self.report or f'random weights, a baseline (seed {self.seed})'}"
+
+
+def open_backbone(
+    arch: str,
+    patch_size: int,
+    source: str,
+    *,
+    key: str = "teacher",
+    allow_partial: bool = False,
+    seed: int = 0,
+) -> NamedBackbone:
+    """Build a backbone and fill it; for `auto`, `random` and an empty name see `resolve_weights`.
+
+    Args:
+        key: part of a training checkpoint to take.
+        allow_partial: accept weights for less than the whole backbone.
+        seed: of random weights.
+
+    Raises:
+        UserError: anything wrong with the model's name or the weights.
+    """
+    arch, patch_size, source = resolve_weights(arch, patch_size, source)
+    torch.manual_seed(seed)
+    network = create_backbone(arch, patch_size).eval()
+    report = None
+    if source != RANDOM:
+        report = load_backbone_weights(network, source, key=key, allow_partial=allow_partial)
+    return NamedBackbone(network, arch, patch_size, source, seed, report)
+
+
 def create_published_classifier(name: str) -> tuple[nn.Module, LoadReport]:
     """A supervised XCiT with its head of 1,000 classes: images (B, 3, H, W) -> (B, 1000).
 
@@ -86,6 +138,31 @@ def published_dino_weights(arch: str, patch_size: int) -> str | None:
         if weights.architecture == arch and weights.patch_size in (None, patch_size):
             return weights.name
     return None
+
+
+def resolve_weights(arch: str, patch_size: int, source: str) -> tuple[str, int, str]:
+    """Architecture, patch size and weights that `auto` and an empty name stand for.
+
+    Args:
+        arch: `auto` is what the weights say that they are for, and where they do not say, DINO's vit_small.
+        source: published name, file or URL; empty is the published DINO weights of the architecture; `random`
+            stays as it is.
+
+    Raises:
+        UserError: the weights cannot be had, or there are no published ones.
+    """
+    if arch == AUTO:
+        known = architecture_of(source) if source not in ("", RANDOM) else None
+        arch, patch_size = known[0] if known else _DEFAULT_ARCH, (known and known[1]) or patch_size
+    if source:
+        return arch, patch_size, source
+    published = published_dino_weights(arch, patch_size)
+    if published is None:
+        raise UserError(
+            f"there are no published DINO weights of {arch} with patch size {patch_size}: "
+            "name weights with --pretrained_weights, or random for a baseline"
+        )
+    return arch, patch_size, published
 
 
 def architecture_of(source: str) -> tuple[str, int | None] | None:

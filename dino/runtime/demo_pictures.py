@@ -70,13 +70,18 @@ class DemoPictures(Pictures):
         return f"demo/{self.split}/{self._label(index)}/{index:05d}"
 
     def picture(self, index: int, *, at_least: int | None = None) -> PIL.Image.Image:
+        background, painted, coverage = self.layers(index)
+        blend = background + (painted - background) * coverage[..., None]
+        return PIL.Image.fromarray(np.rint(blend * 255).clip(0, 255).astype(np.uint8))
+
+    def layers(self, index: int) -> tuple[Array, Array, Array]:
+        """What a picture is made of, all in [0, 1]: the background and the object's texture, (side, side, 3), and
+        how much of each pixel the object covers, (side, side)."""
         coverage, random = self._object(index)
         background = _background(self.side, random)
         pattern = _pattern(self._label(index).split("-")[1], coverage, random)
         dark, light = _two_colours(random)
-        painted = dark + (light - dark) * pattern[..., None]
-        blend = background + (painted - background) * coverage[..., None]
-        return PIL.Image.fromarray(np.rint(blend * 255).clip(0, 255).astype(np.uint8))
+        return background, dark + (light - dark) * pattern[..., None], coverage
 
     def mask(self, index: int) -> npt.NDArray[np.bool_]:
         """Where the object is: (side, side), True on it."""

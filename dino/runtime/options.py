@@ -19,6 +19,10 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 Options = TypeVar("Options")
 
+# What options say instead of a name: find out by yourself; a network without weights, as a baseline.
+AUTO = "auto"
+RANDOM = "random"
+
 _TRUE = {"true", "1", "on", "yes"}
 _FALSE = {"false", "0", "off", "no"}
 

@@ -34,6 +34,8 @@ def test_a_run_writes_checkpoints_log_curves_and_attention_sheets(finished):
         "curves.png",
         *(f"attention/epoch_000{epochs}.png" for epochs in range(3)),
     }
+    page = (finished / "index.html").read_text()
+    assert all(name in page for name in written if name.endswith(".png")), "the page shows all of them"
     with Image.open(finished / "curves.png") as curves:
         assert curves.width > 1000
     first, second = rows(finished)
@@ -61,6 +63,7 @@ def test_the_first_lines_say_what_the_run_understood_and_the_last_what_came_out(
     closing = f"20-NN accuracy: {before:.1f} % for the random network, {after:.1f} % after the training\n"
     assert out.endswith(
         f"{closing}checkpoint.pth, best_knn.pth, log.txt, attention: in {tmp_path.resolve()}\n"
+        f"open {tmp_path / 'index.html'}: curves, k-NN, and attention as it emerged\n"
     )
 
 

@@ -40,7 +40,7 @@ def as_network_input(image: np.ndarray) -> Tensor:
 def test_maps_are_the_class_attention_of_the_normalised_picture(block: int):
     backbone, image = tiny_xcit().eval(), pixels(24, 40)
     expected = class_attention(backbone, as_network_input(image), block=block)[0]
-    maps = attention_maps(backbone, Image.fromarray(image), block=block)
+    maps = attention_maps(backbone, image[None], block=block)[0]
     assert maps.dtype == np.float32 and maps.shape == (4, 3, 5)
     np.testing.assert_allclose(maps, expected.detach().numpy(), atol=1e-6)
 
@@ -49,7 +49,7 @@ def test_maps_are_the_class_attention_of_the_normalised_picture(block: int):
 @pytest.mark.parametrize("size", [(37, 61), (8, 8), (5, 3), (16, 50)])
 def test_the_grid_covers_the_whole_picture(make, size: tuple[int, int]):
     backbone = make()
-    maps = attention_maps(backbone, pixels(*size))
+    (maps,) = attention_maps(backbone, pixels(*size)[None])
     assert maps.shape[1:] == (-(-size[0] // 8), -(-size[1] // 8)) and patch_side(backbone) == 8
     assert np.isfinite(maps).all() and (maps.sum(axis=(1, 2)) <= 1 + 1e-5).all()
 
@@ -58,7 +58,7 @@ def test_a_vits_last_patches_are_filled_with_the_pictures_edge():
     backbone, image = tiny_vit(dynamic_img_size=True).eval(), pixels(37, 61)
     filled = np.pad(image, ((0, 3), (0, 3), (0, 0)), mode="edge")
     expected = class_attention(backbone, as_network_input(filled))[0].detach().numpy()
-    np.testing.assert_allclose(attention_maps(backbone, image), expected, atol=1e-6)
+    np.testing.assert_allclose(attention_maps(backbone, image[None])[0], expected, atol=1e-6)
 
 
 def test_the_backbone_is_left_as_it_was_found():
@@ -66,19 +66,19 @@ def test_the_backbone_is_left_as_it_was_found():
     backbone.norm.eval()
     state = {name: value.clone() for name, value in backbone.state_dict().items()}
     image = pixels(24, 40)
-    maps = attention_maps(backbone, image)
+    maps = attention_maps(backbone, image[None])
     assert backbone.training and not backbone.norm.training
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, state[name]), name
-    np.testing.assert_array_equal(maps, attention_maps(backbone.eval(), image))
+    np.testing.assert_array_equal(maps, attention_maps(backbone.eval(), image[None]))
     backbone.train()(as_network_input(image).repeat(2, 1, 1, 1)).sum().backward()
 
 
 def test_bfloat16_gives_nearly_the_same_maps_in_float32():
     backbone, image = tiny_xcit(), pixels(32, 32)
-    half = attention_maps(backbone, image, precision="bf16")
+    half = attention_maps(backbone, image[None], precision="bf16")
     assert half.dtype == np.float32
-    np.testing.assert_allclose(half, attention_maps(backbone, image), rtol=0.1)
+    np.testing.assert_allclose(half, attention_maps(backbone, image[None]), rtol=0.1)
 
 
 def test_image_size_is_the_short_side_or_rows_and_columns():
@@ -87,7 +87,6 @@ def test_image_size_is_the_short_side_or_rows_and_columns():
     assert resize(np.asarray(image), 40).shape == (40, 60, 3)
     expected = np.asarray(image.resize((17, 9), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(resize(image, (9, 17)), expected)
-    assert attention_maps(tiny_xcit(), image, image_size=(9, 17)).shape == (4, 2, 3)
 
 
 class NoAttention(nn.Module):
@@ -97,7 +96,7 @@ class NoAttention(nn.Module):
 
 def test_a_model_without_class_attention_is_refused():
     with pytest.raises(UserError, match="NoAttention has no class attention to draw; XCiT and vision"):
-        attention_maps(NoAttention(), pixels(16, 16))
+        attention_maps(NoAttention(), pixels(16, 16)[None])
     with pytest.raises(UserError, match="ResNet has no class attention"):
         patch_side(timm.create_model("resnet18", num_classes=0))
 
@@ -106,5 +105,46 @@ def test_a_vit_of_one_size_says_which():
     with pytest.raises(
         UserError, match="takes pictures of 32 x 32 pixels only, got 40 x 32; add --image_size 32 32"
     ):
-        attention_maps(tiny_vit(), pixels(40, 32))
-    assert attention_maps(tiny_vit(), pixels(32, 32)).shape == (3, 4, 4)
+        attention_maps(tiny_vit(), pixels(40, 32)[None])
+    assert attention_maps(tiny_vit(), pixels(32, 32)[None]).shape == (1, 3, 4, 4)
+
+
+def test_a_batch_gives_each_pictures_own_maps():
+    backbone = tiny_xcit()
+    images = np.random.default_rng(1).integers(0, 256, (3, 24, 40, 3), dtype=np.uint8)
+    maps = attention_maps(backbone, images)
+    assert maps.shape == (3, 4, 3, 5)
+    for image, of_one in zip(images, maps, strict=True):
+        np.testing.assert_allclose(attention_maps(backbone, image[None])[0], of_one, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [8, 64, 104])
+def test_tiles_change_nothing_where_patches_see_their_neighbours_only(tile: int):
+    backbone = tiny_xcit()
+    for block in backbone.blocks:
+        torch.nn.init.zeros_(block.gamma1)  # no cross-covariance attention: the rest is local
+    for block in backbone.cls_attn_blocks:
+        torch.nn.init.normal_(block.attn.qkv.weight)  # or all patches would weigh nearly the same
+    image = pixels(203, 165)[None]
+    whole = attention_maps(backbone, image)
+    assert whole.std() > 1e-3
+    np.testing.assert_allclose(attention_maps(backbone, image, tile=tile), whole, rtol=1e-4, atol=1e-7)
+
+
+def test_a_picture_within_one_tile_is_not_cut():
+    backbone, image = tiny_xcit(), pixels(64, 240)[None]
+    whole = attention_maps(backbone, image)
+    np.testing.assert_array_equal(attention_maps(backbone, image, tile=240), whole)
+    assert (attention_maps(backbone, image, tile=80) != whole).any()
+
+
+def test_tiles_and_blocks_that_cannot_be_are_refused():
+    image = pixels(64, 64)[None]
+    with pytest.raises(UserError, match="--tile 7: a tile holds at least one patch of 8 pixels"):
+        attention_maps(tiny_xcit(), image, tile=7)
+    with pytest.raises(UserError, match="--tile is for XCiT"):
+        attention_maps(tiny_vit(dynamic_img_size=True), image, tile=32)
+    with pytest.raises(UserError, match=r"--block 2: this model has 2 blocks .* 0 to 1; -1 is the last"):
+        attention_maps(tiny_xcit(), image, block=2)
+    with pytest.raises(UserError, match="--block -3"):
+        attention_maps(tiny_vit(dynamic_img_size=True), image, block=-3)

@@ -1,4 +1,4 @@
-"""Every mark against pixels computed by hand, by matplotlib, by torch or by brute force."""
+"""Scales, sizes, colours, masks and files against hand-made ones, matplotlib, torch, Pillow and brute force."""
 
 from fractions import Fraction
 from itertools import combinations
@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 
 from dino.attention.render import (
-    AttentionOverlay,
-    MaskOverlay,
     enlarge,
+    enlarge_colors,
     heat,
+    heat_patches,
     mass_mask,
     normalize,
+    palette,
     percentile_limits,
+    save_heat_png,
     save_png,
 )
 from dino.runtime.options import UserError
@@ -94,53 +96,60 @@ def test_heat_has_the_colours_of_matplotlib(colormap):
     np.testing.assert_array_equal(heat(values, colormap), expected)
 
 
-def test_an_unknown_colormap_is_a_users_mistake_with_the_nearest_names():
+def test_an_unknown_colormap_is_a_users_mistake_with_the_nearest_names(tmp_path: Path):
     with pytest.raises(UserError, match=r"no colormap 'infernal'; did you mean inferno"):
-        AttentionOverlay(colormap="infernal")
+        heat(random_map(2, 2), "infernal")
+    with pytest.raises(UserError, match="no colormap 'infernal'"):
+        save_heat_png(random_map(2, 2), 8, (16, 16), tmp_path / "a.png", colormap="infernal")
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("opacity", [0.0, 0.6, 1.0])
-def test_overlay_blends_heat_over_the_picture_and_leaves_the_picture_alone(opacity):
-    image, values = picture(9, 11), random_map(9, 11)
-    before, values_before = image.copy(), values.copy()
-    drawn = AttentionOverlay(opacity=opacity)(image, values)
-    expected = opacity * heat(values).astype(float) + (1 - opacity) * before.astype(float)
-    np.testing.assert_allclose(drawn, expected, atol=0.5001)
-    np.testing.assert_array_equal(image, before)
-    np.testing.assert_array_equal(values, values_before)
-    assert not np.shares_memory(drawn, image)
+SIZES = [(16, 48), (37, 64), (225, 13), (1, 1), (10, 107)]
 
 
-def test_overlay_of_a_map_without_mass_is_the_picture_under_the_lowest_colour():
-    image = picture(4, 4)
-    drawn = AttentionOverlay("viridis", 0.5)(image, normalize(np.zeros((4, 4))))
-    np.testing.assert_allclose(drawn, image / 2 + np.array([68, 1, 84]) / 2, atol=0.5)
+@pytest.mark.parametrize("patch", [1, 7, 16])
+@pytest.mark.parametrize("size", SIZES)
+def test_colouring_patches_gives_the_pixels_of_colouring_the_enlarged_map(size, patch):
+    values = random_map(-(-size[0] // patch), -(-size[1] // patch))
+    expected = heat(enlarge(values, patch, size), "viridis")
+    np.testing.assert_array_equal(heat_patches(values, patch, size, colormap="viridis"), expected)
+    backwards = values[::-1, ::-1].copy()[::-1, ::-1]
+    np.testing.assert_array_equal(heat_patches(backwards, patch, size, colormap="viridis"), expected)
 
 
-def test_overlay_refuses_a_map_that_is_not_enlarged():
-    with pytest.raises(ValueError, match="image has 8 x 8 pixels, what is drawn over it 2 x 2"):
-        AttentionOverlay()(picture(8, 8), random_map(2, 2))
+@pytest.mark.parametrize("size", SIZES)
+def test_smooth_levels_are_within_two_of_the_interpolated_maps(size):
+    values = 0.2 + 0.6 * random_map(-(-size[0] // 16), -(-size[1] // 16))
+    levels = heat_patches(values, 16, size, colormap="gray", smooth=True)[..., 0].astype(int)
+    expected = heat(enlarge(values, 16, size, smooth=True), "gray")[..., 0].astype(int)
+    assert np.abs(levels - expected).max() <= 2
+    own = heat(values, "gray")
+    assert own.min() <= levels.min() and levels.max() <= own.max(), "levels that no patch has"
 
 
-def test_mask_tints_inside_dims_outside_and_outlines_the_border():
-    image = np.full((20, 20, 3), 100, np.uint8)
-    mask = np.zeros((20, 20), bool)
-    mask[5:20, 5:15] = True
-    draw = MaskOverlay(color=(200, 0, 0), opacity=0.5, dimming=0.4, line_width=1)
-    drawn = draw(image, mask)
-    assert drawn[10, 10].tolist() == [150, 50, 50]
-    assert drawn[2, 2].tolist() == [60, 60, 60]
-    for row, col in [(5, 5), (5, 10), (10, 5), (19, 14)]:
-        assert drawn[row, col].tolist() == [200, 0, 0]
-    assert drawn[19, 10].tolist() == [150, 50, 50], "no outline where the picture itself ends"
-    assert (image == 100).all()
+def test_values_beyond_the_scale_or_not_a_number_have_the_colours_of_its_ends():
+    values = np.array([[np.nan, -1, 0], [2, np.inf, 1]], np.float32)
+    ends = palette("inferno")[[0, -1]]
+    expected = ends[[[0, 0, 0], [1, 1, 1]]].repeat(4, axis=0).repeat(4, axis=1)
+    np.testing.assert_array_equal(heat_patches(values, 4, (8, 12)), expected)
+    np.testing.assert_array_equal(heat(values), ends[[[0, 0, 0], [1, 1, 1]]])
 
 
-@pytest.mark.parametrize(("keep_all", "colour"), [(True, [150, 50, 50]), (False, [60, 60, 60])])
-def test_a_mask_of_everything_or_of_nothing_has_no_outline(keep_all, colour):
-    image = np.full((6, 6, 3), 100, np.uint8)
-    drawn = MaskOverlay((200, 0, 0), opacity=0.5, dimming=0.4)(image, np.full((6, 6), keep_all))
-    assert (drawn == colour).all()
+def test_colours_of_patches_cover_their_pixels_or_blend_between_them():
+    colors = picture(2, 3)
+    plain = enlarge_colors(colors, 5, (8, 12))
+    expected = [[colors[row // 5, col // 5] for col in range(12)] for row in range(8)]
+    np.testing.assert_array_equal(plain, np.array(expected))
+    smooth = enlarge_colors(colors, 5, (8, 13), smooth=True)
+    assert smooth.shape == (8, 13, 3)
+    np.testing.assert_array_equal(smooth[2::5, 2::5], colors)
+    assert (smooth >= colors.min(axis=(0, 1))).all() and (smooth <= colors.max(axis=(0, 1))).all()
+
+
+def test_what_is_enlarged_is_never_the_input_itself():
+    colors, values = picture(3, 4), random_map(3, 4)
+    assert not np.shares_memory(enlarge_colors(colors, 1, (3, 4)), colors)
+    assert not np.shares_memory(enlarge(values, 1, (3, 4)), values)
 
 
 @pytest.mark.parametrize("keep", ["0", "0.1", "0.25", "0.3", "0.6", "0.7", "0.95", "1"])
@@ -175,6 +184,17 @@ def test_mass_mask_of_many_maps_is_that_of_each():
     np.testing.assert_array_equal(mass_mask(maps, 0.6), expected)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_mass_mask_is_what_adding_patches_one_by_one_gives(seed):
+    weights = np.random.default_rng(seed).integers(0, 5, (6, 9)).astype(np.float32)
+    kept, mass = np.zeros(weights.size, bool), 0.0
+    for patch in sorted(range(weights.size), key=lambda patch: (-weights.flat[patch], patch)):
+        if mass >= 0.6 * weights.sum():
+            break
+        kept[patch], mass = True, mass + float(weights.flat[patch])
+    np.testing.assert_array_equal(mass_mask(weights, 0.6), kept.reshape(6, 9))
+
+
 def test_mass_mask_refuses_a_part_beyond_the_whole():
     with pytest.raises(ValueError, match="between 0 and 1, got 60"):
         mass_mask(np.ones((2, 2)), 60)
@@ -184,6 +204,25 @@ def test_png_holds_the_pixels(tmp_path: Path):
     image = picture(13, 7)
     save_png(image, tmp_path / "a.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), image)
+
+
+def test_png_keeps_alpha(tmp_path: Path):
+    image = np.dstack([picture(5, 4), random_map(5, 4) > 0.5]).astype(np.uint8)
+    save_png(image, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as written:
+        assert written.mode == "RGBA"
+        np.testing.assert_array_equal(np.asarray(written), image)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_heat_png_holds_the_drawn_colours(tmp_path: Path, size: tuple[int, int], smooth: bool):
+    values = random_map(-(-size[0] // 16), -(-size[1] // 16))
+    save_heat_png(values, 16, size, tmp_path / "a.png", colormap="turbo", smooth=smooth)
+    expected = heat_patches(values, 16, size, colormap="turbo", smooth=smooth)
+    with Image.open(tmp_path / "a.png") as written:
+        assert written.mode == "P"
+        np.testing.assert_array_equal(np.asarray(written.convert("RGB")), expected)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -45,6 +45,25 @@ def test_rows_are_pictures_and_columns_the_picture_the_mean_and_each_head():
             np.testing.assert_array_equal(cut(sheet, box), expected)
 
 
+def test_with_labels_maps_are_drawn_as_given_each_on_its_own_scale():
+    chosen = maps(2) * np.array([1, 100], np.float32)[:, None, None]
+    sheet = AttentionSheet(tile=TILE)([red()], [chosen], patch_size=8, labels=["max", "head 3"])
+    tiles = find_tiles(sheet)
+    assert len(tiles) == 3
+    for box, weights in zip(tiles[1:], chosen, strict=True):
+        expected = heat(enlarge(normalize(weights, percentiles=(0, 99)), TILE // 4, (TILE, TILE)))
+        np.testing.assert_array_equal(cut(sheet, box), expected)
+    other = AttentionSheet(tile=TILE)([red()], [chosen], patch_size=8, labels=["min", "head 5"])
+    named = (sheet != other).any(axis=-1)
+    top, left, _, cols = tiles[1]
+    assert named[:top, left : left + cols].any() and not named[top:].any()
+
+
+def test_maps_without_a_label_each_are_refused():
+    with pytest.raises(ValueError, match="one label per map, got 1 for 2 maps"):
+        AttentionSheet()([red()], [maps(2)], patch_size=8, labels=["max"])
+
+
 def test_one_pictures_row_can_be_broken():
     sheet = AttentionSheet(tile=TILE, columns=2)([red()], [maps(3)], patch_size=8)
     tiles = find_tiles(sheet)

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from dino.evaluation import extraction
-from dino.evaluation.evaluation_options import AUTO, RANDOM, BackboneOptions, FeatureOptions
+from dino.evaluation.evaluation_options import BackboneOptions, FeatureOptions
 from dino.evaluation.labelled_features import labelled_features, set_features
-from dino.evaluation.subject import create_subject, resolve_weights
+from dino.evaluation.subject import create_subject, resolve_options
 from dino.runtime import distributed
 from dino.runtime.backbones import create_backbone, tensors_sha256
-from dino.runtime.options import UserError
+from dino.runtime.options import AUTO, RANDOM, UserError
 from dino.runtime.pictures import open_pictures
 from tests.dino.small_runs import CPU, write_pictures
 
@@ -64,7 +64,7 @@ def checkpoint(tmp_path):
 def test_auto_and_empty_names_stand_for_architectures_and_published_weights(
     arch, patch_size, weights, expected
 ):
-    found = resolve_weights(BackboneOptions(arch=arch, patch_size=patch_size, pretrained_weights=weights))
+    found = resolve_options(BackboneOptions(arch=arch, patch_size=patch_size, pretrained_weights=weights))
     assert (found.arch, found.patch_size, found.pretrained_weights) == expected
 
 
@@ -77,7 +77,7 @@ def test_weights_that_nobody_published_are_one_sentence(arch, patch_size):
         "--pretrained_weights, or random for a baseline"
     )
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
-        resolve_weights(BackboneOptions(arch=arch, patch_size=patch_size))
+        resolve_options(BackboneOptions(arch=arch, patch_size=patch_size))
 
 
 @pytest.mark.parametrize(
