@@ -3,12 +3,16 @@
 import math
 from collections import OrderedDict
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 # Stride-2 convolutions per patch size; each one also doubles the channels, up to the embedding's width.
 _STAGES = {8: 3, 16: 4}
+
+# Above this many pixels an image that is only looked at is embedded in bands of about so many.
+_BAND_PIXELS = 1 << 21
 
 
 class PatchEmbedding(nn.Module):
@@ -35,7 +39,43 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Sequential(*layers[:-1])  # no activation after the last stage
 
     def forward(self, images: Tensor) -> Tensor:
+        rows, cols = images.shape[-2:]
+        looks_only = not (self.training or torch.is_grad_enabled())
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
+        if looks_only and not traced and rows * cols > _BAND_PIXELS:
+            return self._forward_in_bands(images)
         return self.proj(images)
+
+    def _forward_in_bands(self, images: Tensor) -> Tensor:
+        """The same from some rows at a time: of a large image, the first stages take more memory than all else."""
+        stages: list[nn.Sequential] = [layer for layer in self.proj if isinstance(layer, nn.Sequential)]
+        heights = [images.shape[-2]]
+        for _ in stages:
+            heights.append((heights[-1] + 1) // 2)
+        band = max(1, (_BAND_PIXELS // images.shape[-1]) >> len(stages))
+        bands = [
+            self._band(images, stages, heights, first, min(first + band, heights[-1]))
+            for first in range(0, heights[-1], band)
+        ]
+        return torch.cat(bands, dim=-2)
+
+    @staticmethod
+    def _band(
+        images: Tensor, stages: list[nn.Sequential], heights: list[int], first: int, last: int
+    ) -> Tensor:
+        """Rows `first` to `last` of the embedding. A stage's row r is made of the rows 2r - 1 to 2r + 1 before it."""
+        needed = [(first, last)]
+        for height in reversed(heights[:-1]):
+            above, below = needed[0]
+            needed.insert(0, (max(0, 2 * above - 1), min(height, 2 * below)))
+        x = images[..., needed[0][0] : needed[0][1], :]
+        for index, (stage, (above, below)) in enumerate(zip(stages, needed[1:], strict=True)):
+            x = nn.functional.gelu(x) if index else x
+            edges = (0, 0, int(2 * above - 1 < 0), int(2 * below > heights[index]))
+            convolution, norm = cast(tuple[nn.Conv2d, nn.Module], tuple(stage))
+            padded = nn.functional.pad(x, edges)
+            x = norm(nn.functional.conv2d(padded, convolution.weight, stride=2, padding=(0, 1)))
+        return x
 
 
 class FourierPosition(nn.Module):

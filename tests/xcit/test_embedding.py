@@ -70,3 +70,23 @@ def test_training_works_after_inference_mode_has_filled_the_cache() -> None:
         position(4, 6)
     position(4, 6).sum().backward()
     assert position.token_projection.weight.grad is not None
+
+
+@pytest.mark.parametrize("patch_size", [8, 16])
+@pytest.mark.parametrize("size", [(64, 48), (37, 52), (129, 33), (16, 200)])
+@pytest.mark.parametrize("band_pixels", [1, 1600, 4000])
+def test_bands_of_a_large_image_give_the_whole(monkeypatch, patch_size, size, band_pixels):
+    torch.manual_seed(0)
+    embed = PatchEmbedding(patch_size=patch_size, embed_dim=32).eval()
+    for module in embed.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.bias)
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    images = torch.randn(2, 3, *size)
+    expected = embed(images)
+    assert expected.requires_grad, "whole, since it may be trained"
+    monkeypatch.setattr("xcit.embedding._BAND_PIXELS", band_pixels)
+    with torch.no_grad():
+        torch.testing.assert_close(embed(images), expected, atol=1e-5, rtol=1e-5)
