@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from dino.attention.jaccard import object_score
 from dino.attention.maps import attention_maps, patch_side, resize
-from dino.attention.score import object_score
 from dino.evaluation.extraction import Extractor, Preparation
 from dino.evaluation.kinds import CLASS_TOKEN, PATCH_MEAN
 from dino.evaluation.knn import knn_accuracy

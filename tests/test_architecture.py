@@ -93,7 +93,7 @@ def test_loss_head_and_schedules_know_neither_files_nor_ranks():
 
 def test_drawing_and_options_know_no_torch():
     drawing = ("drawing", "gallery", "heads", "layout", "marks", "render", "run_page", "scale", "sheet")
-    drawing += ("film", "visualize_options")
+    drawing += ("film", "page.picture_article", "picture_outputs", "record", "visualize_options")
     video = [module for module in SOURCES if module.startswith("dino.video.")]
     for module in (
         "dino.curves",

@@ -91,10 +91,7 @@ class XCiT(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens (B, 1 + N, C), the class token first, patches row by row."""
-        tokens_BNC = self._with_class_token(self.forward_patches(images).flatten(1, 2))
-        for block in self.cls_attn_blocks:
-            tokens_BNC = self._run(block, tokens_BNC)
-        return self.norm(tokens_BNC)
+        return self.features_of(self.forward_patches(images))
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """From `forward_features`' tokens to logits, or to the class token with `pre_logits`."""
@@ -121,6 +118,13 @@ class XCiT(nn.Module):
         for block in self.blocks:
             patches_BNC = self._run(block, patches_BNC, rows, cols)
         return patches_BNC.unflatten(1, (rows, cols))
+
+    def features_of(self, patches: Tensor) -> Tensor:
+        """`forward_features` from what `forward_patches` gave, (B, rows, cols, C)."""
+        tokens_BNC = self._with_class_token(patches.flatten(1, 2))
+        for block in self.cls_attn_blocks:
+            tokens_BNC = self._run(block, tokens_BNC)
+        return self.norm(tokens_BNC)
 
     def class_attention(self, images: Tensor, block: int = -1) -> Tensor:
         """The class token's attention to each patch, float32 (B, heads, rows, cols).

@@ -3,15 +3,18 @@
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from dino.attention.render import ByteArray, save_png
-from dino.runtime.demo_pictures import DemoPictures
 from dino.runtime.files import make_writable
 from dino.video.writer import VideoWriter
+
+if TYPE_CHECKING:
+    from dino.runtime.demo_pictures import DemoPictures
 
 _PICTURES = (0, 3, 5, 9)
 _SIDE = 288
@@ -28,20 +31,20 @@ def write_demo_inputs(folder: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    from dino.runtime.demo_pictures import DemoPictures  # takes seconds, which --help has not
+
     make_writable(folder, "--output_dir")
     pictures = DemoPictures("val", side=_SIDE)
     for index in _PICTURES:
         name = pictures.name(index).split("/")[-2]
         save_png(np.asarray(pictures.picture(index)), folder / f"{name}.png")
     with VideoWriter(folder / "clip.mp4", _SIZE, _RATE) as writer:
-        for number, frame in enumerate(_clip_frames()):
+        for number, frame in enumerate(_clip_frames(DemoPictures("val", side=_SIZE[0]))):
             writer.write(frame, Fraction(number) / _RATE, 1 / _RATE)
 
 
-def _clip_frames() -> Iterator[ByteArray]:
+def _clip_frames(pictures: "DemoPictures") -> Iterator[ByteArray]:
     """Two objects that cross, one of them turning, before a background that pans."""
-    side = _SIZE[0]
-    pictures = DemoPictures("val", side=side)
     actors = [pictures.layers(index)[1:] for index in _ACTORS]
     background = cv2.resize(pictures.layers(_ACTORS[0])[0], (2 * _SIZE[1], 2 * _SIZE[0]))
     for number in range(_FRAMES):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dino.attention.heads import head_number
 from dino.attention.marks import AttentionOverlay, ContourOverlay, HeadColors, MaskOverlay, cut_out
 from dino.attention.render import (
     ByteArray,
@@ -41,10 +42,10 @@ class Picture:
     features: Mapping[str, Any]
 
     @property
-    def heads(self) -> FloatArray:
-        """The single heads among the maps, (H, R, C); all maps where there are none."""
-        heads = [weights for name, weights in self.weights.items() if name.startswith("head")]
-        return np.stack(heads or list(self.weights.values()))
+    def heads(self) -> dict[int, FloatArray]:
+        """The single heads among the maps, by number."""
+        numbered = {head_number(name): weights for name, weights in self.weights.items()}
+        return {head: weights for head, weights in numbered.items() if head is not None}
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,12 @@ class Look:
         """One layer in one style: (rows, cols, 3), or with alpha for `cutout`.
 
         What is no attention has no mass to keep, and is drawn as heat or in its own colours whatever the style.
+        `colors` is of all single heads, at least one, whatever the name.
         """
         image = picture.image
         if style == "colors":
-            return HeadColors(self.threshold)(image, picture.heads, self.patch_size)
+            heads = picture.heads
+            return HeadColors(self.threshold)(image, np.stack([*heads.values()]), self.patch_size, [*heads])
         if name in picture.features:
             return self._feature(style, name, picture)
         weights, scaled = picture.weights[name], picture.scaled[name]

@@ -6,11 +6,11 @@
 Knows nothing of the network: `layers_of` turns frames into layers.
 """
 
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino.attention.drawing import Look, Picture
-from dino.attention.layout import Layout
+from dino.attention.layer_store import LayerStore
+from dino.attention.layout import Layout, on_ground
 from dino.attention.render import ByteArray, FloatArray
 from dino.attention.scale import ClipScale, Scale
 from dino.runtime.ahead import Ahead, Stopwatch
-from dino.runtime.files import writing
+from dino.runtime.options import UserError
 from dino.runtime.progress import progress
 from dino.video.clip import Frame, FrameSource
 from dino.video.writer import VideoWriter
@@ -33,6 +34,8 @@ FEATURES = ("similarity", "pca")
 # Of one frame, by name: maps (R, C), and for `pca` colours (R, C, 3).
 FrameLayers = Mapping[str, FloatArray]
 LayersOf = Callable[[ByteArray], Sequence[FrameLayers]]
+
+LookedAt = Generator[tuple[Frame, FrameLayers], None, None]
 
 _FRAMES_AHEAD = 3
 
@@ -54,12 +57,17 @@ class Painter:
 
     def __call__(self, picture: Picture) -> ByteArray:
         panels = [picture.image] if self.original else []
-        return self.layout([*panels, *(self.look.panel(self.style, name, picture) for name in self.names)])
+        drawn = (self.look.panel(self.style, name, picture) for name in self.names)
+        return self.layout([*panels, *(on_ground(panel) for panel in drawn)])
+
+    def needs(self, layer: str) -> bool:
+        """Whether anything of the layer is in the picture."""
+        return self.style == "colors" or layer in self.names
 
 
 @dataclass(frozen=True)
 class Film:
-    """A video to write, in one of `video_out.FORMATS`, and what draws its frames."""
+    """A video to write, in one of `video.writer.FORMATS`, and what draws its frames."""
 
     path: Path
     painter: Painter
@@ -86,10 +94,10 @@ class FilmReport:
 
 @dataclass(frozen=True)
 class SoundTrack:
-    """Of a file, from `start` seconds on."""
+    """Of a file, from `start` seconds after its first picture on."""
 
     file: Path
-    start: float = 0.0
+    start: Fraction = Fraction(0)
 
 
 def film(
@@ -114,25 +122,31 @@ def film(
         UserError: an output cannot be written; nothing half-written stays under its name.
     """
     watch, began = Stopwatch(), time.perf_counter()
+
+    def needed(images: ByteArray) -> list[FrameLayers]:
+        return [_needed(layers, films) for layers in layers_of(images)]
+
+    looked_at = _looked_at(source, needed, batch, watch)
+    damage = ""
     with ExitStack() as stack:
-        looked_at = _looked_at(source, layers_of, batch, watch)
-        damage = ""
+        # Opened before the work: what cannot be written is refused now.
+        writers = [stack.enter_context(_writer(each, source, sound)) for each in films]
         if isinstance(scale, ClipScale):
             store = stack.enter_context(LayerStore(films[0].path.parent))
-            for _, layers in _progress(looked_at, source, "looking at"):
-                store.append(layers)
-                scale.see(layers)
-            damage = source.damage
-            looked_at = zip(watch.items("decode", source), store, strict=False)
-        report = _draw(looked_at, source, films, scale, watch, sound)
-    report.damage = [sentence for sentence in (damage or source.damage, *report.damage) if sentence]
+            damage = _see(looked_at, source, scale, store)
+            looked_at = _together(watch.items("decode", source), store, source.name)
+        report = _draw(looked_at, source, films, writers, scale, watch)
+    damages = dict.fromkeys([damage or source.damage, *(writer.damage for writer in writers)])
+    report.damage = [sentence for sentence in damages if sentence]
     report.elapsed = time.perf_counter() - began
     return report
 
 
-def _looked_at(
-    source: FrameSource, layers_of: LayersOf, batch: int, watch: Stopwatch
-) -> Iterator[tuple[Frame, FrameLayers]]:
+def _needed(layers: FrameLayers, films: Sequence[Film]) -> FrameLayers:
+    return {name: each for name, each in layers.items() if any(film.painter.needs(name) for film in films)}
+
+
+def _looked_at(source: FrameSource, layers_of: LayersOf, batch: int, watch: Stopwatch) -> LookedAt:
     with Ahead(watch.items("decode", source), _FRAMES_AHEAD + batch) as frames:
         iterator = iter(frames)
         while together := list(islice(iterator, batch)):
@@ -140,35 +154,55 @@ def _looked_at(
             yield from zip(together, layers, strict=True)
 
 
+def _see(looked_at: LookedAt, source: FrameSource, scale: ClipScale, store: LayerStore) -> str:
+    """The first of two passes; what was wrong with the source in it."""
+    with closing(looked_at):
+        for frame, layers in _progress(looked_at, source, "looking at"):
+            store.append(frame.time, layers)
+            scale.see(layers)
+    return source.damage
+
+
+def _together(frames: Iterable[Frame], store: LayerStore, name: str) -> LookedAt:
+    """The frames of the second pass with their layers of the first."""
+    kept = iter(store)
+    for frame in frames:
+        seconds, layers = next(kept, (None, {}))
+        if seconds != float(frame.time):
+            break
+        yield frame, layers
+    else:
+        if next(kept, None) is None:
+            return
+    raise UserError(
+        f"{name} changed while it was drawn: its frames are others than when it was looked at; draw it again, or in "
+        "one pass with --normalize running"
+    )
+
+
 def _draw(
-    looked_at: Iterator[tuple[Frame, FrameLayers]],
+    looked_at: LookedAt,
     source: FrameSource,
     films: Sequence[Film],
+    writers: Sequence[VideoWriter],
     scale: Scale,
     watch: Stopwatch,
-    sound: SoundTrack | None,
 ) -> FilmReport:
     report = FilmReport(seconds=watch.seconds)
-    with ExitStack() as stack:
-        writers = [stack.enter_context(_writer(each, source, sound)) for each in films]
-        mapped = stack.enter_context(Ahead(looked_at, _FRAMES_AHEAD))
-        drawn = stack.enter_context(Ahead(_painted(mapped, films, scale, watch), _FRAMES_AHEAD))
-        try:
-            for frame, pictures in _progress(drawn, source, "drawing"):
-                for writer, pixels in zip(writers, pictures, strict=True):
-                    watch.call("encode", writer.write, pixels, frame.time, frame.duration)
-                report.frames += 1
-                report.duration = float(frame.time + frame.duration)
-        except KeyboardInterrupt:
-            if source.repeatable:
-                raise
-            # A camera has no other end: what was recorded is kept.
-    report.damage = list(dict.fromkeys(writer.damage for writer in writers))
+    with (
+        Ahead(looked_at, _FRAMES_AHEAD) as mapped,
+        Ahead(_painted(mapped, films, scale, watch), _FRAMES_AHEAD) as drawn,
+    ):
+        for frame, pictures in _progress(drawn, source, "drawing"):
+            for writer, pixels in zip(writers, pictures, strict=True):
+                watch.call("encode", writer.write, pixels, frame.time, frame.duration)
+            report.frames += 1
+            report.duration = float(frame.time + frame.duration)
     return report
 
 
 def _writer(each: Film, source: FrameSource, sound: SoundTrack | None) -> VideoWriter:
-    audio_from, audio_start = (sound.file, sound.start) if sound else (None, 0.0)
+    audio_from, audio_start = (sound.file, sound.start) if sound else (None, Fraction(0))
     size = each.painter.layout.size
     return VideoWriter(
         each.path, size, source.rate, format=each.format, audio_from=audio_from, audio_start=audio_start
@@ -197,40 +231,3 @@ def _picture(frame: Frame, layers: FrameLayers, scale: Scale) -> Picture:
 
 def _progress(items: Iterable[Any], source: FrameSource, what: str) -> Iterable[Any]:
     return progress(items, f"{what} {source.name}", "frame", total=source.length)
-
-
-class LayerStore:
-    """Layers of frames in a temporary file, read back in the order that they came in.
-
-    The file has no name, so that nothing is left of it whatever happens.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._shapes: dict[str, tuple[int, ...]] = {}
-
-    def __enter__(self) -> "LayerStore":
-        with writing(self._folder):
-            self._file = tempfile.TemporaryFile(dir=self._folder)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def append(self, layers: FrameLayers) -> None:
-        """Raises: UserError: the disk is full."""
-        self._shapes = self._shapes or {name: layer.shape for name, layer in layers.items()}
-        with writing(self._folder):
-            for layer in layers.values():
-                self._file.write(np.ascontiguousarray(layer, np.float32).tobytes())
-
-    def __iter__(self) -> Iterator[dict[str, FloatArray]]:
-        with writing(self._folder):
-            self._file.seek(0)
-        sizes = {name: 4 * int(np.prod(shape)) for name, shape in self._shapes.items()}
-        while block := self._file.read(sum(sizes.values())):
-            layers: dict[str, FloatArray] = {}
-            for name, shape in self._shapes.items():
-                layers[name] = np.frombuffer(block[: sizes[name]], np.float32).reshape(shape)
-                block = block[sizes[name] :]
-            yield layers

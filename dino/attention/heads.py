@@ -106,18 +106,32 @@ def chosen_maps(maps_HRC: NDArray[Any], choice: HeadChoice) -> dict[str, FloatAr
 
 
 def label(name: str) -> str:
-    """The name of a map for people: `head0` is `head 0`."""
+    """The name of a layer for people: `head0` is `head 0`."""
+    if name == "pca":
+        return "principal components"
     return re.sub(r"^head(\d+)$", r"head \1", name)
+
+
+def head_number(name: str) -> int | None:
+    """The head that a map of `chosen_maps` is of; None for the mean and the maximum."""
+    match = re.fullmatch(r"head(\d+)", name)
+    return int(match[1]) if match else None
 
 
 def pick_heads_by(
     images: Iterable[ByteArray], attend: Callable[[ByteArray], NDArray[Any]], patch_size: int, most: int = 3
 ) -> tuple[tuple[int, ...], str]:
-    """`pick_heads` from pictures (rows, cols, 3), 8 to 16 of them, and what gives maps (heads, rows, cols) of one."""
-    pairs = [mirror_pair(image, patch_size) for image in images]
-    return pick_heads(
-        [attend(image) for image, _ in pairs], [attend(mirrored) for _, mirrored in pairs], most
-    )
+    """`pick_heads` from pictures (rows, cols, 3), 8 to 16 of them, and what gives maps (heads, rows, cols) of one.
+
+    One picture is held at a time, if `images` are made one by one.
+    """
+    maps: list[NDArray[Any]] = []
+    returned: list[NDArray[Any]] = []
+    for image in images:
+        whole, mirrored = mirror_pair(image, patch_size)
+        maps.append(attend(whole))
+        returned.append(attend(mirrored))
+    return pick_heads(maps, returned, most)
 
 
 def mirror_pair(image: ByteArray, patch_size: int) -> tuple[ByteArray, ByteArray]:
@@ -158,9 +172,14 @@ def pick_heads(
     picked = tuple(int(head) for head in order if score_H[head] >= _NEARLY_AS_GOOD * score_H[order[0]])
     listed = ", ".join(f"{head} ({score_H[head]:.2f})" for head in picked)
     others = [f"{head} ({value:.2f})" for head, value in enumerate(score_H) if head not in picked]
+    pictures = (
+        "1 picture and its mirror image"
+        if len(maps) == 1
+        else f"{len(maps)} pictures and their mirror images"
+    )
     sentence = (
-        f"heads picked without labels: {listed}, which on {len(maps)} picture{'s' * (len(maps) > 1)} and their "
-        "mirror images look at the same things most alike (1.00 is best)"
+        f"heads picked without labels: {listed}, which on {pictures} look at the same things most alike "
+        "(1.00 is best)"
     )
     if others:
         sentence += f"; not picked: {', '.join(others)}"

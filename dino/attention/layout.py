@@ -95,6 +95,13 @@ class Layout:
         return np.array(sheet)
 
 
+def on_ground(panel: ByteArray) -> ByteArray:
+    """The panel (rows, cols, 3); of one with alpha, what is transparent shows the ground."""
+    if panel.shape[2] == 3:
+        return panel
+    return np.where(panel[..., 3:] > 0, panel[..., :3], np.array(_GROUND, np.uint8))
+
+
 def _shape(columns: int, labels: Sequence[str], panel_size: tuple[int, int], longest: int) -> _Shape:
     """The grid of so many columns, at the largest scale that keeps it within `longest`."""
     labelled = any(labels)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from dino.runtime.backbones import class_attention, evaluating, has_class_attention
+from dino.runtime.backbones import check_class_attention, class_attention, evaluating
 from dino.runtime.distributed import autocast
+from dino.runtime.images import MAX_PIXELS
 from dino.runtime.options import UserError
 from xcit import XCiT
 
@@ -61,7 +62,8 @@ def attention_maps(
     # no_grad and not inference_mode: the backbone may cache what it computes here, and train with it later.
     with evaluating(backbone), torch.no_grad(), autocast(torch.device(device), precision):
         if tile and max(images.shape[1:3]) > tile:
-            maps_BHRC = _tiled_class_attention(backbone, images, block, tile, device)
+            patches_BRCD = tiled_patches(backbone, images, tile, device)
+            maps_BHRC = cast(XCiT, backbone).attention_to(patches_BRCD, block)
         else:
             maps_BHRC = class_attention(backbone, prepare(backbone, images, device), block)
     return maps_BHRC.float().cpu().numpy()
@@ -72,12 +74,29 @@ def resize(image: Image | NDArray[np.uint8], image_size: int | tuple[int, int] |
 
     Args:
         image_size: pixels of the short side, or (rows, cols) whatever its shape; None: its own size.
+
+    Raises:
+        UserError: the size is larger than pictures may be.
     """
-    if image_size is not None:
-        picture = transforms.to_pil_image(image) if isinstance(image, np.ndarray) else image
-        size = [image_size] if isinstance(image_size, int) else list(image_size)
-        image = transforms.resize(picture, size, InterpolationMode.BICUBIC, antialias=True)
-    return np.array(image)
+    if image_size is None:
+        return np.array(image)
+    picture = transforms.to_pil_image(image) if isinstance(image, np.ndarray) else image
+    rows, cols = _resized(picture.size, image_size)
+    if rows * cols > MAX_PIXELS:
+        raise UserError(
+            f"a picture of {picture.width} x {picture.height} pixels resized to {cols} x {rows} would have "
+            f"{rows * cols / 1e6:.0f} Mpx, the limit is {MAX_PIXELS / 1e6:.0f} Mpx: name a smaller --image_size"
+        )
+    return np.array(transforms.resize(picture, [rows, cols], InterpolationMode.BICUBIC, antialias=True))
+
+
+def _resized(size: tuple[int, int], image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(rows, cols) of a picture of (width, height); the long side is cut to whole pixels, as by torchvision."""
+    if not isinstance(image_size, int):
+        return image_size
+    width, height = size
+    long = int(image_size * max(size) / min(size))
+    return (image_size, long) if height <= width else (long, image_size)
 
 
 def patch_side(backbone: nn.Module) -> int:
@@ -86,14 +105,17 @@ def patch_side(backbone: nn.Module) -> int:
     Raises:
         UserError: it has no class attention.
     """
-    if not has_class_attention(backbone):
-        raise UserError(
-            f"{type(backbone).__name__} has no class attention to draw; XCiT and vision transformers with a "
-            "class token have, such as --arch xcit_small_12_p16 or vit_small"
-        )
+    check_class_attention(backbone)
     if isinstance(backbone, VisionTransformer):
-        return int(backbone.patch_embed.patch_size[0])
+        return int(backbone.patch_embed.feat_ratio())  # with a convolutional stem, more than its patch_size
     return int(cast(Any, backbone).patch_size)
+
+
+def head_count(backbone: nn.Module, block: int = -1) -> int:
+    """How many heads the maps of a block have."""
+    if isinstance(backbone, VisionTransformer):
+        return int(cast(Any, backbone).blocks[block].attn.num_heads)
+    return int(cast(Any, backbone).num_heads)
 
 
 def check_block(backbone: nn.Module, block: int) -> None:
@@ -111,6 +133,20 @@ def check_block(backbone: nn.Module, block: int) -> None:
             f"--block {block}: this model has {blocks} blocks whose class token attends, 0 to {blocks - 1}; "
             "-1 is the last"
         )
+
+
+def check_tile(backbone: nn.Module, tile: int) -> None:
+    """Refuse tiles, of so many pixels (0: none), that the backbone's tokens cannot be computed in.
+
+    Raises:
+        UserError: it is no XCiT, or they hold no patch.
+    """
+    if not tile:
+        return
+    if not isinstance(backbone, XCiT):
+        raise UserError("--tile is for XCiT, whose tokens are computed locally; a ViT takes --image_size")
+    if tile < backbone.patch_size:
+        raise UserError(f"--tile {tile}: a tile holds at least one patch of {backbone.patch_size} pixels")
 
 
 def prepare(backbone: nn.Module, images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
@@ -171,14 +207,19 @@ def _tiles(patches: int, patches_per_tile: int) -> Iterator[_Tile]:
         yield _Tile(start, stop, max(0, start - _MARGIN), min(patches, stop + _MARGIN))
 
 
-def _tiled_class_attention(
-    backbone: nn.Module, images: NDArray[np.uint8], block: int, tile: int, device: torch.device | str
+def tiled_patches(
+    backbone: nn.Module, images: NDArray[np.uint8], tile: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    if not isinstance(backbone, XCiT):
-        raise UserError("--tile is for XCiT, whose tokens are computed locally; a ViT takes --image_size")
+    """What `XCiT.forward_patches` gives of pictures (B, rows, cols, 3), computed in tiles: (B, R, C, D).
+
+    For `tile` see `attention_maps`.
+
+    Raises:
+        UserError: the backbone is no XCiT, or a tile holds no patch.
+    """
+    check_tile(backbone, tile)
+    assert isinstance(backbone, XCiT)
     side = backbone.patch_size
-    if tile < side:
-        raise UserError(f"--tile {tile}: a tile holds at least one patch of {side} pixels")
     grid = (-(-images.shape[1] // side), -(-images.shape[2] // side))
     bands: list[Tensor] = []
     for rows in _tiles(grid[0], tile // side):
@@ -193,4 +234,4 @@ def _tiled_class_attention(
             patches = backbone.forward_patches(prepare(backbone, shown, device), grid=grid, corner=corner)
             parts.append(patches[:, rows.within, cols.within].clone())
         bands.append(torch.cat(parts, dim=2))
-    return backbone.attention_to(torch.cat(bands, dim=1), block)
+    return torch.cat(bands, dim=1)

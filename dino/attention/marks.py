@@ -9,6 +9,7 @@ A map of another grid than the image's is a ValueError.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,7 +200,8 @@ class HeadColors:
     """One colour per head over the picture, as in the DINO paper's figure 3: called with raw maps (H, R, C).
 
     A head colours the smallest set of patches that holds `keep` of its mass; where sets overlap, the head colours
-    that has the larger share of its own mass there. Heads beyond the sixteenth start the colours again.
+    that has the larger share of its own mass there. A head has the colour of its number, whichever others are
+    drawn; those beyond the sixteenth start the colours again.
 
     Args:
         keep: part of a head's mass, in [0, 1].
@@ -216,12 +218,16 @@ class HeadColors:
         red, green, blue = matplotlib.colors.to_rgb(_HEAD_COLORS[head % len(_HEAD_COLORS)])
         return round(255 * red), round(255 * green), round(255 * blue)
 
-    def __call__(self, image: ByteArray, maps_HRC: NDArray[Any], patch_size: int) -> ByteArray:
+    def __call__(
+        self, image: ByteArray, maps_HRC: NDArray[Any], patch_size: int, numbers: Sequence[int] | None = None
+    ) -> ByteArray:
+        """`numbers`: those of the heads; None: they are counted from 0."""
         weights_HRC = np.nan_to_num(np.asarray(maps_HRC, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
         kept_HRC = mass_mask(weights_HRC, self.keep)
         mass_H11 = weights_HRC.sum(axis=(1, 2), keepdims=True)
         share_HRC = np.where(kept_HRC, weights_HRC / np.where(mass_H11 > 0, mass_H11, 1), -1.0)
-        colors_H3 = np.array([self.color(head) for head in range(len(weights_HRC))], np.uint8)
+        numbers = range(len(weights_HRC)) if numbers is None else numbers
+        colors_H3 = np.array([self.color(head) for head in numbers], np.uint8)
         tint = enlarge_colors(colors_H3[share_HRC.argmax(axis=0)], patch_size, image.shape[:2])
         kept_RC = np.asarray(kept_HRC.any(axis=0), np.uint8)
         inside = enlarge_colors(kept_RC, patch_size, image.shape[:2])

@@ -11,16 +11,15 @@ R and C rows and columns of patches, D channels, P patches, K principal componen
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from dino.attention.maps import prepare
+from dino.attention.maps import patch_side, prepare, tiled_patches
 from dino.runtime.backbones import evaluating, tokens
 from dino.runtime.distributed import autocast
 from dino.runtime.options import UserError
@@ -37,10 +36,15 @@ _ROUNDING = 1e-5
 _MIDDLE = 0.5
 
 
+class OutsideError(UserError):
+    """A point that a picture does not have; another may."""
+
+
 def patch_features(
     backbone: nn.Module,
     image: NDArray[np.uint8],
     *,
+    tile: int = 0,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
 ) -> FloatArray:
@@ -50,28 +54,23 @@ def patch_features(
 
     Args:
         image: RGB, uint8 (rows, cols, 3).
+        tile: as for `attention_maps`.
         device: where the backbone is.
         precision: "fp32", "bf16" or "fp16", of the network's forward pass.
 
     Raises:
-        UserError: the backbone is neither XCiT nor a ViT, or takes pictures of one other size only.
+        UserError: the backbone has no class attention beside which they could be drawn, cannot be tiled, or takes
+            pictures of one other size only.
     """
-    side = _patch_side(backbone)
+    side = patch_side(backbone)
     with evaluating(backbone), torch.no_grad(), autocast(torch.device(device), precision):
-        _, tokens_BPD = tokens(backbone, prepare(backbone, image[None], device))
+        if tile and max(image.shape[:2]) > tile:
+            patches = tiled_patches(backbone, image[None], tile, device)
+            tokens_BPD = cast(XCiT, backbone).features_of(patches)[:, 1:]
+        else:
+            _, tokens_BPD = tokens(backbone, prepare(backbone, image[None], device))
     rows, cols = (-(-length // side) for length in image.shape[:2])
     return tokens_BPD[0].float().reshape(rows, cols, -1).cpu().numpy()
-
-
-def _patch_side(backbone: nn.Module) -> int:
-    if isinstance(backbone, XCiT):
-        return backbone.patch_size
-    if isinstance(backbone, VisionTransformer):
-        return int(backbone.patch_embed.patch_size[0])
-    raise UserError(
-        f"{type(backbone).__name__} has no patches whose features could be drawn; XCiT and vision transformers "
-        "have, such as --arch xcit_small_12_p16 or vit_small"
-    )
 
 
 def similarity(features_RCD: NDArray[Any], reference_D: NDArray[Any]) -> FloatArray:
@@ -95,14 +94,14 @@ def feature_at(
         size: (rows, cols) of the picture; None: it ends where its patches end.
 
     Raises:
-        UserError: the point lies outside of the picture.
+        OutsideError: the point lies outside of the picture.
     """
     rows, cols = size or (side * patch_size for side in features_RCD.shape[:2])
     row, col = point
     if not (0 <= row < rows and 0 <= col < cols):
-        raise UserError(
-            f"the point at row {row}, column {col} lies outside of the picture, which has {rows} x {cols} pixels "
-            f"(rows x columns): name one from 0 0 to {rows - 1} {cols - 1}"
+        raise OutsideError(
+            f"the point {col} {row} lies outside of the picture of {cols} x {rows} pixels: its x is between 0 and "
+            f"{cols - 1}, its y between 0 and {rows - 1}"
         )
     return np.asarray(features_RCD[row // patch_size, col // patch_size])
 

@@ -1,16 +1,17 @@
 """The files of one picture: what the network saw, its heads in every style, a sheet of them, the raw arrays."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dino.attention.drawing import Look, Picture
-from dino.attention.heads import label
+from dino.attention.heads import head_number, label
+from dino.attention.marks import HeadColors
 from dino.attention.render import FloatArray, save_png
-from dino.attention.scale import Percentiles
-from dino.attention.sheet import AttentionSheet
+from dino.attention.sheet import Panel, panel_sheet
 from dino.runtime.files import make_writable, write_atomically
 
 
@@ -20,13 +21,11 @@ class PictureOutputs:
 
     Args:
         styles: see `drawing.STYLES`.
-        percentiles: of the sheet's colours.
         npz: also write the raw arrays.
     """
 
     look: Look
     styles: tuple[str, ...]
-    percentiles: Percentiles
     npz: bool
 
     def write(self, folder: Path, title: str, picture: Picture, maps_HRC: FloatArray) -> list[str]:
@@ -41,25 +40,24 @@ class PictureOutputs:
         """
         make_writable(folder, "--output_dir")
         save_png(picture.image, folder / "img.png")
-        save_png(self._sheet(title, picture), folder / "sheet.png")
+        save_png(panel_sheet(self._panels(picture), title=title), folder / "sheet.png")
         names = ["img.png", "sheet.png", *self.look.save(folder, self.styles, picture)]
         if self.npz:
             self._write_arrays(folder / "maps.npz", picture, maps_HRC)
             names.append("maps.npz")
         return names
 
-    def _sheet(self, title: str, picture: Picture) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        draw = AttentionSheet(
-            self.look.colormap, percentiles=self.percentiles, smooth=self.look.smooth, tile=288, columns=5
-        )
-        names = list(picture.weights)
-        return draw(
-            [picture.image],
-            [np.stack([picture.weights[name] for name in names])],
-            patch_size=self.look.patch_size,
-            title=title,
-            labels=[label(name) for name in names],
-        )
+    def _panels(self, picture: Picture) -> Iterator[Panel]:
+        """Heat of everything as in the files; with the colours of heads also these, and which head has which."""
+        in_colors = "colors" in self.styles
+        patches = not self.look.smooth
+        yield Panel(picture.image, "picture")
+        if in_colors:
+            yield Panel(self.look.panel("colors", "", picture), "heads in colours", patches=True)
+        for name in (*picture.weights, *picture.features):
+            head = head_number(name)
+            color = HeadColors().color(head) if in_colors and head is not None else None
+            yield Panel(self.look.panel("heat", name, picture), label(name), color, patches)
 
     def _write_arrays(self, path: Path, picture: Picture, maps_HRC: FloatArray) -> None:
         buffer = io.BytesIO()

@@ -37,7 +37,8 @@ def percentile_limits(maps: NDArray[Any], percentiles: tuple[float, float] = (0.
 
     Args:
         percentiles: low and high, in [0, 100]; 0 and 100 are the map's own minimum and maximum. A lower high
-            keeps a few outlier patches from darkening everything else.
+            keeps a few outlier patches from darkening everything else. Where these few are all that a map has
+            beside an even ground, the limits are its minimum and maximum.
     """
     return _limits(_finite(maps), percentiles)
 
@@ -59,10 +60,8 @@ def normalize(
     """
     values = _finite(maps)
     low, high = np.asarray(_limits(values, percentiles) if limits is None else limits, np.float64)
-    contrast = high - low
-    flat = contrast <= _ROUNDING * np.maximum(np.abs(low), np.abs(high))
     scaled = values - low
-    scaled /= np.where(flat, np.inf, contrast)
+    scaled /= np.where(_are_equal(low, high), np.inf, high - low)
     return np.clip(scaled, 0.0, 1.0).astype(np.float32)
 
 
@@ -248,9 +247,15 @@ def _save(image: Image.Image, path: Path) -> None:
 
 def _limits(values: FloatArray, percentiles: tuple[float, float]) -> FloatArray:
     axes = (-2, -1)
+    extremes = np.stack([values.min(axis=axes, keepdims=True), values.max(axis=axes, keepdims=True)])
     if tuple(percentiles) == (0, 100):  # several times faster, and the same
-        return np.stack([values.min(axis=axes, keepdims=True), values.max(axis=axes, keepdims=True)])
-    return np.percentile(values, percentiles, axis=axes, keepdims=True).astype(np.float32)
+        return extremes
+    limits = np.percentile(values, percentiles, axis=axes, keepdims=True).astype(np.float32)
+    return np.where(_are_equal(*limits), extremes, limits)
+
+
+def _are_equal(low: NDArray[Any], high: NDArray[Any]) -> BoolArray:
+    return np.asarray(high - low <= _ROUNDING * np.maximum(np.abs(low), np.abs(high)))
 
 
 def _finite(maps: NDArray[Any]) -> FloatArray:

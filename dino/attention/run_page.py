@@ -94,7 +94,7 @@ def _headline(rows: Mapping[int, Any], looks: Sequence[_Look], neighbours: int) 
     if trained:
         best = max(trained, key=lambda look: look.knn)
         tiles += [
-            (f"{neighbours}-NN accuracy, {_when(trained[-1].epochs)}", _percent(trained[-1].knn)),
+            (f"{neighbours}-NN accuracy {_when(trained[-1].epochs)}", _percent(trained[-1].knn)),
             (f"the best, {_when(best.epochs)}", _percent(best.knn)),
         ]
     if looks and not looks[0].epochs:
@@ -115,7 +115,7 @@ def _timelapse(folder: Path, looks: Mapping[int, _Look], neighbours: int) -> str
         return ""
     sheets = []
     for epochs, file in sorted(files.items()):
-        label = f"epoch {epochs}" if epochs else "before training"
+        label = _when(epochs)
         if epochs in looks:
             label += f" · {neighbours}-NN {_percent(looks[epochs].knn)}"
         sheets.append({"address": link(file, folder), "label": label})
@@ -158,7 +158,7 @@ def _curves(folder: Path) -> str:
 def _table(looks: Sequence[_Look], neighbours: int) -> str:
     if not looks:
         return '<p class="soft">No k-NN accuracy has been measured.</p>'
-    columns = ("After", f"{neighbours}-NN, %", "balanced, %", "over random, points", "loss")
+    columns = ("When", f"{neighbours}-NN, %", "balanced, %", "over random, points", "loss")
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
     best = max(looks, key=lambda look: look.knn)
     body = "".join(_table_row(look, look is best) for look in looks)
@@ -177,13 +177,15 @@ def _table_row(look: _Look, is_best: bool) -> str:
         _MISSING if gain is None else f"{gain:+.1f}",
         _MISSING if look.loss is None else f"{look.loss:.3f}",
     ]
-    name = (_when(look.epochs) if look.epochs else "before training") + (", the best" if is_best else "")
+    name = _when(look.epochs) + (", the best" if is_best else "")
     row = f'<th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr class="best">{row}</tr>' if is_best else f"<tr>{row}</tr>"
 
 
 def _when(epochs: int) -> str:
-    return f"epoch {epochs}"
+    if not epochs:
+        return "before training"
+    return f"after {epochs} epoch{'s' * (epochs > 1)}"
 
 
 def _percent(accuracy: float) -> str:

@@ -17,8 +17,11 @@ from dino.attention.render import FloatArray, normalize, percentile_limits
 Layers = Mapping[str, FloatArray]
 Percentiles = tuple[float, float]
 
-# Frames that a clip's limits are taken from, evenly spread over it: more would change them by nothing to be seen.
+# What a clip's limits are taken from: frames evenly spread over it, fewer where they have many patches. More would
+# change them by nothing to be seen.
 _SAMPLED_FRAMES = 256
+_SAMPLED_WEIGHTS = 2**22
+_LEAST_FRAMES = 32
 
 # In which a running scale forgets: slower than a flicker, faster than a scene.
 _SECONDS_TO_FORGET = 2.0
@@ -71,7 +74,7 @@ class ClipScale:
         if self._count % self._stride == 0:
             for name, layer in layers.items():
                 self._seen.setdefault(name, []).append(np.array(layer, np.float32))
-            if max(map(len, self._seen.values())) > 2 * _SAMPLED_FRAMES:
+            if any(len(kept) > 2 * _frames_sampled(kept[0]) for kept in self._seen.values()):
                 self._seen = {name: kept[::2] for name, kept in self._seen.items()}
                 self._stride *= 2
         self._count += 1
@@ -85,6 +88,10 @@ class ClipScale:
     def _pooled(self, frames: list[FloatArray]) -> FloatArray:
         pooled = np.concatenate([frame.ravel() for frame in frames])
         return percentile_limits(pooled[None], self._percentiles)
+
+
+def _frames_sampled(layer: FloatArray) -> int:
+    return max(_LEAST_FRAMES, min(_SAMPLED_FRAMES, _SAMPLED_WEIGHTS // layer.size))
 
 
 class RunningScale:

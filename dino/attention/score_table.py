@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dino.attention.heads import label
+from dino.attention.heads import head_number, label
 from dino.runtime.files import write_atomically
 
 BEST = "best head"
@@ -55,8 +55,7 @@ def means(scores: Sequence[PictureScore]) -> dict[str, Mean]:
 
 def best_single(table: dict[str, Mean]) -> str | None:
     """Name of the head that is best over all pictures; None where no single heads are compared."""
-    heads = [name for name in table if name.startswith("head")]
-    return max(heads, key=lambda name: table[name].value, default=None)
+    return max(_single_heads(table), key=lambda name: table[name].value, default=None)
 
 
 def as_text(table: dict[str, Mean], picked: Sequence[int]) -> str:
@@ -66,8 +65,10 @@ def as_text(table: dict[str, Mean], picked: Sequence[int]) -> str:
     if single:
         lines.append(_line(f"best single head: {label(single)} (the masks choose)", table[single]))
     lines.append(_line(f"heads picked without labels: mean of {_listed(picked)}", table.get(AUTO)))
-    lines += [_line(_together(name), table.get(name)) for name in ("mean", "max")]
-    lines += [_line(label(name), table[name]) for name in table if name.startswith("head")]
+    singles = _single_heads(table)
+    which = "the heads below" if singles else "all heads"
+    lines += [_line(f"mean of {which}", table.get("mean")), _line(f"maximum of {which}", table.get("max"))]
+    lines += [_line(label(name), table[name]) for name in singles]
     lines.append(_line("chance: the whole picture", table[WHOLE]))
     lines.append(_line("chance: a centred disc as large as the object", table[DISC]))
     return "\n".join(line for line in lines if line)
@@ -103,8 +104,8 @@ def _line(name: str, mean: Mean | None) -> str:
     return f"  {name:<50} {100 * mean.value:5.1f}{error}"
 
 
-def _together(name: str) -> str:
-    return {"mean": "mean of the heads", "max": "maximum of the heads"}[name]
+def _single_heads(table: dict[str, Mean]) -> list[str]:
+    return [name for name in table if head_number(name) is not None]
 
 
 def _listed(heads: Sequence[int]) -> str:

@@ -1,8 +1,8 @@
-"""A labelled sheet of attention maps: each picture, the mean of its heads, and every head; or maps of one's choice."""
+"""Labelled sheets: of pictures with the mean of their heads and every head, or of panels that are drawn already."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from dino.attention.render import ByteArray, enlarge, normalize
 
 _PAPER = (255, 255, 255)
 _INK = (34, 34, 34)
+
+# Of a title that is wider than the panels, in text sizes; the name of a file may have 255 letters.
+_TITLE_WIDTH = 60
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,6 @@ class AttentionSheet:
         *,
         patch_size: int,
         title: str = "",
-        labels: Sequence[str] | None = None,
     ) -> ByteArray:
         """The sheet, (rows, cols, 3) uint8 RGB on white.
 
@@ -63,43 +65,78 @@ class AttentionSheet:
             maps: for each image (heads, rows, cols), one value per patch, as `enlarge` takes them.
             patch_size: side of a patch in pixels.
             title: one line above everything.
-            labels: what the maps of each picture are, when they are to be drawn as given; None: they are all its
-                heads, and their mean is drawn before them.
         """
         if not images or len(images) != len(maps):
             raise ValueError(f"one stack of maps per picture, got {len(maps)} for {len(images)} pictures")
-        bands: list[list[_Tile]] = []
+        bands: list[list[Panel]] = []
         for image, heads in zip(images, maps, strict=True):
-            tiles = list(self._tiles(image, heads, patch_size, labels))
-            bands_needed = math.ceil(len(tiles) / (self.columns or len(tiles)))
-            width = math.ceil(len(tiles) / bands_needed)
-            bands.extend(tiles[start : start + width] for start in range(0, len(tiles), width))
+            bands += _broken(list(self._panels(image, heads, patch_size)), self.columns)
         if not self.columns:
-            bands = [bands[0], *([_Tile(tile.pixels) for tile in band] for band in bands[1:])]
-        return _lay_out(bands, title, text_size=min(max(12, self.tile // 13), 18))
+            bands = [bands[0], *([Panel(panel.pixels) for panel in band] for band in bands[1:])]
+        return _lay_out(bands, title, _text_size(self.tile))
 
-    def _tiles(
-        self, image: ByteArray, maps: NDArray[Any], patch_size: int, labels: Sequence[str] | None
-    ) -> "Iterator[_Tile]":
-        if labels is None:
-            labels = ["mean", *(f"head {head}" for head in range(len(maps)))]
-            maps = np.concatenate([maps.mean(axis=0, keepdims=True), maps])
-        if len(labels) != len(maps):
-            raise ValueError(f"one label per map, got {len(labels)} for {len(maps)} maps")
+    def _panels(self, image: ByteArray, maps: NDArray[Any], patch_size: int) -> "Iterator[Panel]":
+        labels = ["mean", *(f"head {head}" for head in range(len(maps)))]
+        maps = np.concatenate([maps.mean(axis=0, keepdims=True), maps])
         draw = AttentionOverlay(self.colormap, self.opacity)
         size = _fit(image.shape[:2], self.tile)
         picture = _resize(image, size, cv2.INTER_CUBIC)
-        yield _Tile(picture, "picture")
+        yield Panel(picture, "picture")
         for label, values in zip(labels, normalize(maps, percentiles=self.percentiles), strict=True):
             large = enlarge(values, patch_size, image.shape[:2], smooth=self.smooth)
             between = cv2.INTER_LINEAR if self.smooth else cv2.INTER_NEAREST
-            yield _Tile(draw(picture, _resize(large, size, between), patch_size=1), label)
+            yield Panel(draw(picture, _resize(large, size, between), patch_size=1), label)
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Panel:
+    """One picture of a sheet.
+
+    Args:
+        pixels: (rows, cols, 3) uint8 RGB.
+        label: stands above it.
+        color: RGB of a spot beside the label, which makes the sheet a legend; None: no spot.
+        patches: whether it shows squares, which keep their edges when it is enlarged.
+    """
+
     pixels: ByteArray
     label: str = ""
+    color: tuple[int, int, int] | None = None
+    patches: bool = False
+
+
+def panel_sheet(panels: Iterable[Panel], *, title: str = "", tile: int = 288, columns: int = 5) -> ByteArray:
+    """A sheet of panels as they are, (rows, cols, 3) uint8 RGB on white; of large ones one is held at a time.
+
+    Args:
+        panels: at least one.
+        title: one line above everything.
+        tile: longest side of a panel on the sheet, in pixels.
+        columns: panels in a row at most, evenly broken.
+    """
+    fitted = [
+        replace(
+            panel,
+            pixels=_resize(
+                panel.pixels,
+                _fit(panel.pixels.shape[:2], tile),
+                cv2.INTER_NEAREST if panel.patches else cv2.INTER_CUBIC,
+            ),
+        )
+        for panel in panels
+    ]
+    return _lay_out(_broken(fitted, columns), title, _text_size(tile))
+
+
+def _broken(panels: list[Panel], columns: int) -> list[list[Panel]]:
+    """In rows of at most so many (0: in one), as even as can be."""
+    rows = math.ceil(len(panels) / (columns or len(panels)))
+    width = math.ceil(len(panels) / rows)
+    return [panels[start : start + width] for start in range(0, len(panels), width)]
+
+
+def _text_size(tile: int) -> int:
+    return min(max(12, tile // 13), 18)
 
 
 def _fit(size: tuple[int, ...], longest: int) -> tuple[int, int]:
@@ -114,15 +151,19 @@ def _resize(pixels: NDArray[Any], size: tuple[int, int], upwards: int) -> Any:
     return cv2.resize(pixels, (size[1], size[0]), interpolation=method)
 
 
-def _lay_out(bands: list[list[_Tile]], title: str, text_size: int) -> ByteArray:
-    """Tiles in columns of one width, their labels above, a title above everything."""
+def _lay_out(bands: list[list[Panel]], title: str, text_size: int) -> ByteArray:
+    """Panels in columns of one width, their labels above, a title above everything."""
     gap, margin = max(2, text_size // 2), 2 * text_size
     label_height = math.ceil(1.6 * text_size)
     title_height = 3 * text_size if title else 0
     title_font = font(round(1.35 * text_size))
-    widths = [max(tile.pixels.shape[1] for tile in column) for column in _columns(bands)]
-    heights = [max(tile.pixels.shape[0] + label_height * bool(tile.label) for tile in band) for band in bands]
-    inner_width = max(sum(widths) + gap * (len(widths) - 1), math.ceil(title_font.getlength(title)))
+    widths = [max(panel.pixels.shape[1] for panel in column) for column in _columns(bands)]
+    heights = [
+        max(panel.pixels.shape[0] + label_height * bool(panel.label) for panel in band) for band in bands
+    ]
+    panels_width = sum(widths) + gap * (len(widths) - 1)
+    title = _shortened(title, title_font, max(panels_width, _TITLE_WIDTH * text_size))
+    inner_width = max(panels_width, math.ceil(title_font.getlength(title)))
     inner_height = title_height + sum(heights) + gap * (len(heights) - 1)
 
     sheet = Image.new("RGB", (inner_width + 2 * margin, inner_height + 2 * margin), _PAPER)
@@ -131,17 +172,36 @@ def _lay_out(bands: list[list[_Tile]], title: str, text_size: int) -> ByteArray:
     top = margin + title_height
     for band, height in zip(bands, heights, strict=True):
         left = margin
-        for tile, width in zip(band, widths, strict=False):
-            centre = (left + width / 2, top + 0.6 * text_size)
-            pen.text(centre, tile.label, fill=_INK, font=font(text_size), anchor="mm")
-            corner = (left + (width - tile.pixels.shape[1]) // 2, top + label_height * bool(tile.label))
-            sheet.paste(Image.fromarray(tile.pixels), corner)
+        for panel, width in zip(band, widths, strict=False):
+            _write_label(pen, panel, (left + width / 2, top + 0.6 * text_size), text_size)
+            corner = (left + (width - panel.pixels.shape[1]) // 2, top + label_height * bool(panel.label))
+            sheet.paste(Image.fromarray(panel.pixels), corner)
             left += width + gap
         top += height + gap
     return np.asarray(sheet)
 
 
-def _columns(bands: list[list[_Tile]]) -> Iterator[list[_Tile]]:
+def _write_label(pen: ImageDraw.ImageDraw, panel: Panel, centre: tuple[float, float], text_size: int) -> None:
+    spot = text_size if panel.color else 0
+    x, y = centre
+    pen.text((x + 0.6 * spot, y), panel.label, fill=_INK, font=font(text_size), anchor="mm")
+    if panel.color:
+        left = x - 0.6 * spot - font(text_size).getlength(panel.label) / 2
+        box = (left, y - spot / 2, left + spot, y + spot / 2)
+        pen.ellipse(box, fill=panel.color, outline=_INK)
+
+
+def _shortened(text: str, with_font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Text that fits into a width in pixels, without its middle where it is too long."""
+    kept = len(text)
+    short = text
+    while kept > 1 and with_font.getlength(short) > width:
+        kept -= 1
+        short = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
+    return short
+
+
+def _columns(bands: list[list[Panel]]) -> Iterator[list[Panel]]:
     for index in range(max(map(len, bands))):
         yield [band[index] for band in bands if index < len(band)]
 

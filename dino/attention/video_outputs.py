@@ -1,8 +1,8 @@
 """The files of one video: which films it takes, opened from a file, a folder of frames, or a camera."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -14,6 +14,8 @@ from dino.attention.heads import label
 from dino.attention.inputs import Input
 from dino.attention.layout import Layout
 from dino.attention.render import ByteArray
+from dino.runtime.images import MAX_PIXELS
+from dino.runtime.options import UserError
 from dino.video.camera import Camera
 from dino.video.clip import Frame, FrameSource
 from dino.video.frame_folder import FrameFolder
@@ -21,6 +23,9 @@ from dino.video.video_file import VideoFile
 
 # A grid of full frames would be too large for a screen and for most players.
 _LONGEST_GRID = 1920
+
+# Layouts whose first panel is the frame itself.
+_WITH_PICTURE = ("side-by-side", "grid")
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,22 @@ class Excerpt:
 
 
 class Resized:
-    """A source whose frames are resized to (rows, cols), or to a short side."""
+    """A source whose frames are resized to (rows, cols), or to a short side.
+
+    Raises:
+        UserError: that is larger than pictures may be.
+    """
 
     def __init__(self, source: FrameSource, image_size: int | tuple[int, int]) -> None:
         self._source = source
-        self.size = _size_for(source.size, image_size)
+        self.size = rows, cols = _size_for(source.size, image_size)
+        if rows * cols > MAX_PIXELS:
+            raise UserError(
+                f"{source.name} resized to {cols} x {rows} would have frames of {rows * cols / 1e6:.0f} Mpx, the limit "
+                f"is {MAX_PIXELS / 1e6:.0f} Mpx: name a smaller --image_size"
+            )
         self.name, self.rate, self.length = source.name, source.rate, source.length
-        self.repeatable = source.repeatable
+        self.begins, self.repeatable = source.begins, source.repeatable
 
     @property
     def damage(self) -> str:
@@ -71,26 +85,20 @@ def open_source(
     """
     source: FrameSource
     if what.kind == "camera":
-        source = Camera(int(what.place), seconds=excerpt.end, stride=excerpt.stride)
+        source = Camera(int(what.place), **asdict(excerpt))
     elif what.kind == "frames":
-        source = FrameFolder(
-            Path(file), fps=Fraction(fps), start=excerpt.start, end=excerpt.end, stride=excerpt.stride
-        )
+        source = FrameFolder(Path(file), fps=fps, **asdict(excerpt))
     else:
-        source = VideoFile(Path(file), start=excerpt.start, end=excerpt.end, stride=excerpt.stride)
+        source = VideoFile(Path(file), **asdict(excerpt))
     return source if image_size is None else Resized(source, image_size)
 
 
-def samples(source: FrameSource, count: int) -> list[ByteArray]:
+def samples(source: FrameSource, count: int) -> Iterator[ByteArray]:
     """A few frames spread over the source; of one that cannot be repeated, the first."""
     stride = max(1, (source.length or count) // count)
-    frames: list[ByteArray] = []
-    for index, frame in enumerate(source):
-        if index % stride == 0:
-            frames.append(frame.pixels)
-        if len(frames) == count or not source.repeatable:
-            break
-    return frames
+    last = (count - 1) * stride if source.repeatable else 0
+    for frame in islice(source, 0, last + 1, stride):
+        yield frame.pixels
 
 
 def plan_films(
@@ -109,29 +117,28 @@ def plan_films(
 
     Args:
         names: of the layers, in order.
+        styles: in place of what suits the layout.
         masks: also a film of masks.
         longest: side in pixels of what is written; 0: the frames' own, and for a grid what fits a screen.
     """
-    if not styles:
-        styles = ("overlay",) if layout in ("overlay", "separate") else ("heat",)
+    usual = ("overlay",) if layout in ("overlay", "separate") else ("heat",)
+    styles = tuple(dict.fromkeys(styles)) or usual
     many = len(styles) > 1
     films: list[Film] = []
-    for style in [*styles, *(["mask"] if masks and "mask" not in styles else [])]:
+    for style in dict.fromkeys([*styles, "mask"] if masks else styles):
         stem = f"mask_th{look.threshold}" if style == "mask" else f"video-{style}" if many else "video"
         for suffix, panels in _panels(layout, style, names):
-            original = layout in ("side-by-side", "grid")
-            labels = [label(name) for name in panels]
-            labels = ["picture", *labels] if original else labels
-            columns = 2 if layout == "side-by-side" else 0
-            arranged = Layout(
-                labels if layout == "grid" else [""] * len(labels),
-                source.size,
-                longest=longest or (_LONGEST_GRID if layout == "grid" else 0),
-                columns=columns,
-            )
-            path = folder / file_name(stem + suffix, video_format)
-            films.append(Film(path, Painter(look, style, panels, original, arranged), video_format))
+            arranged = _arranged(layout, panels, source.size, longest)
+            painter = Painter(look, style, panels, layout in _WITH_PICTURE, arranged)
+            films.append(Film(folder / file_name(stem + suffix, video_format), painter, video_format))
     return films
+
+
+def _arranged(layout: str, panels: Sequence[str], size: tuple[int, int], longest: int) -> Layout:
+    labels = [*(["picture"] if layout in _WITH_PICTURE else []), *map(label, panels)]
+    if layout == "grid":
+        return Layout(labels, size, longest=longest or _LONGEST_GRID)
+    return Layout([""] * len(labels), size, longest=longest, columns=len(labels))
 
 
 def _panels(layout: str, style: str, names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
@@ -141,7 +148,7 @@ def _panels(layout: str, style: str, names: Sequence[str]) -> list[tuple[str, tu
     if layout == "separate":
         return [(f"-{name}", (name,)) for name in names]
     if layout == "grid":
-        return [("", tuple(name for name in names if name != "max" or "mean" not in names))]
+        return [("", tuple(names))]
     attention = [name for name in names if name not in FEATURES]
     features = [(f"-{name}", (name,)) for name in names if name in FEATURES]
     return [("", (attention[0],)), *features]

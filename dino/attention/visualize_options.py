@@ -51,7 +51,8 @@ class VisualizeOptions:
     image_size: tuple[int, ...] = option(
         (),
         "Resize to rows and columns in pixels, or one number for the short side; 0 = as it is. None = as it is, but "
-        "pictures for a ViT, whose time grows with the square of their pixels, to 480 480 as in DINO's script.",
+        "pictures for a ViT, whose time grows with the square of their pixels, to 480 480 as in DINO's script. JPEGs "
+        "of more than 128 million pixels need it.",
     )
     resize: tuple[int, ...] = option((), "The same, as DINO's video_generation.py calls it.")
     tile: int = option(
@@ -62,7 +63,7 @@ class VisualizeOptions:
     heads: str = option(
         "all",
         "all (each head, mean and max), mean, max, numbers such as 0,3,5, auto (picked without labels); several "
-        "with commas between them.",
+        "with commas between them, and beside numbers mean and max are of these heads. The page begins with them.",
     )
 
     draw: tuple[str, ...] = option(
@@ -91,8 +92,8 @@ class VisualizeOptions:
     gallery: bool = option(True, "Write index.html, a page that shows everything.")
     similar_to: tuple[int, ...] = option(
         (),
-        "x and y in pixels: also draw how similar the features of all patches are to those of the patch there (in a "
-        "video, of its first frame). Not attention. None = off.",
+        "x and y in pixels of img.png: also draw how similar the features of all patches are to those of the patch "
+        "there (in a video, of its first frame). Not attention. None = off.",
     )
     pca: bool = option(
         False, "Also draw the first three principal components of the patch features. Not attention."
@@ -124,6 +125,11 @@ class VisualizeOptions:
     def shown(self) -> tuple[float, float]:
         """`percentiles` as a pair."""
         return self.percentiles[0], self.percentiles[1]
+
+    @property
+    def fixed_scale(self) -> tuple[float, float] | None:
+        """`scale` as a pair; None where there is none."""
+        return (self.scale[0], self.scale[1]) if self.scale else None
 
     @property
     def folder(self) -> str:

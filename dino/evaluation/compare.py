@@ -41,7 +41,7 @@ class Measure:
 
 def run(options: CompareOptions) -> None:
     from dino.runtime import distributed
-    from dino.runtime.backbones import stored_options
+    from dino.runtime.named_backbone import stored_options
 
     check_votes((options.k,))
     if options.epochs < 1:

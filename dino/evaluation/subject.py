@@ -44,7 +44,8 @@ def create_subject(options: BackboneOptions, device: "torch.device") -> Subject:
     from dino.evaluation.extraction import Extractor, Preparation
     from dino.evaluation.feature_cache import Origin
     from dino.runtime import distributed
-    from dino.runtime.backbones import check_side, open_backbone, tensors_sha256
+    from dino.runtime.backbones import check_side, tensors_sha256
+    from dino.runtime.named_backbone import open_backbone
 
     _check_numbers(options)
     options = resolve_options(options)
@@ -99,7 +100,7 @@ def resolve_options(options: Options) -> Options:
     Raises:
         UserError: the weights cannot be had, or there are no published ones.
     """
-    from dino.runtime.backbones import resolve_weights
+    from dino.runtime.named_backbone import resolve_weights
 
     arch, patch_size, source = resolve_weights(options.arch, options.patch_size, options.pretrained_weights)
     return replace(options, arch=arch, patch_size=patch_size, pretrained_weights=source)

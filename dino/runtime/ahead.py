@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -39,21 +40,19 @@ class Ahead(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         while (item := self._queue.get()) is not _END:
             yield item  # type: ignore[misc]  # the queue holds items and the end
+        self._queue.put(_END)  # for whoever asks again
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        iterator = iter(self._items)
         try:
-            for item in iterator:
-                if not self._put(item):
-                    break
+            with _closed_after(self._items) as iterator:
+                for item in iterator:
+                    if not self._put(item):
+                        break
         except BaseException as error:  # goes on in the thread that waits for the items
             self._error = error
         finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
             self._put(_END)
 
     def _put(self, item: object) -> bool:
@@ -81,8 +80,7 @@ class Stopwatch:
 
     def items(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
         """The items, the time that each takes to come counted for the stage."""
-        iterator = iter(items)
-        try:
+        with _closed_after(items) as iterator:
             while True:
                 began = time.perf_counter()
                 try:
@@ -92,10 +90,6 @@ class Stopwatch:
                 finally:
                     self.add(stage, time.perf_counter() - began)
                 yield item
-        finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
 
     def call(self, stage: str, work: Callable[..., Result], *arguments: object) -> Result:
         """The result of `work(*arguments)`, its time counted for the stage."""
@@ -104,3 +98,15 @@ class Stopwatch:
             return work(*arguments)
         finally:
             self.add(stage, time.perf_counter() - began)
+
+
+@contextmanager
+def _closed_after(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
+    """An iterator over the items; one that holds something, as a generator does, lets go of it at the end."""
+    iterator = iter(items)
+    try:
+        yield iterator
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()

@@ -2,9 +2,8 @@
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,17 +15,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import xcit
-from dino.runtime.options import AUTO, RANDOM, UserError
-from xcit.weights import LoadReport, WeightsError, load_weights, read_checkpoint, resolve
-from xcit.zoo import DINO, PUBLISHED, SUPERVISED
+from dino.runtime.options import UserError
+from xcit.weights import LoadReport, WeightsError, load_weights
+from xcit.zoo import SUPERVISED
 
 # (width, heads) of DINO's vision transformers, all 12 blocks deep (DINO, table 1; DeiT).
 _VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
 
-_DEFAULT_ARCH = "vit_small"  # DINO's
-
 # The original still takes these.
-_OLD_NAMES = {"deit_tiny": "vit_tiny", "deit_small": "vit_small"}
+OLD_NAMES = {"deit_tiny": "vit_tiny", "deit_small": "vit_small"}
 
 # Published ViT files hold position embeddings for this size; other sizes are interpolated from it.
 _VIT_IMAGE_SIZE = 224
@@ -48,7 +45,7 @@ def create_backbone(arch: str, patch_size: int = 16, drop_path_rate: float = 0.0
     Raises:
         UserError: the name is not known; the nearest names are offered.
     """
-    arch = _OLD_NAMES.get(arch, arch)
+    arch = OLD_NAMES.get(arch, arch)
     if arch in xcit.list_models(all=True):
         return xcit.create_model(arch, drop_path_rate=drop_path_rate)
     if arch in _VIT:
@@ -70,55 +67,6 @@ def create_backbone(arch: str, patch_size: int = 16, drop_path_rate: float = 0.0
     raise UserError(f"unknown model '{arch}'; {hint} (any timm name works too)")
 
 
-@dataclass(frozen=True, eq=False)
-class NamedBackbone:
-    """A backbone from what a user names, in evaluation mode, and what it turned out to be.
-
-    Attributes:
-        source: name, file or URL of the weights, or `random`.
-        seed: of random weights.
-        report: what was loaded; None for random weights.
-    """
-
-    network: nn.Module
-    arch: str
-    patch_size: int
-    source: str
-    seed: int
-    report: LoadReport | None
-
-    def __str__(self) -> str:
-        return f"{self.arch}: {self.report or f'random weights, a baseline (seed {self.seed})'}"
-
-
-def open_backbone(
-    arch: str,
-    patch_size: int,
-    source: str,
-    *,
-    key: str = "teacher",
-    allow_partial: bool = False,
-    seed: int = 0,
-) -> NamedBackbone:
-    """Build a backbone and fill it; for `auto`, `random` and an empty name see `resolve_weights`.
-
-    Args:
-        key: part of a training checkpoint to take.
-        allow_partial: accept weights for less than the whole backbone.
-        seed: of random weights.
-
-    Raises:
-        UserError: anything wrong with the model's name or the weights.
-    """
-    arch, patch_size, source = resolve_weights(arch, patch_size, source)
-    torch.manual_seed(seed)
-    network = create_backbone(arch, patch_size).eval()
-    report = None
-    if source != RANDOM:
-        report = load_backbone_weights(network, source, key=key, allow_partial=allow_partial)
-    return NamedBackbone(network, arch, patch_size, source, seed, report)
-
-
 def create_published_classifier(name: str) -> tuple[nn.Module, LoadReport]:
     """A supervised XCiT with its head of 1,000 classes: images (B, 3, H, W) -> (B, 1000).
 
@@ -129,68 +77,6 @@ def create_published_classifier(name: str) -> tuple[nn.Module, LoadReport]:
         raise UserError(f"there is no supervised XCiT '{name}'")
     model = xcit.create_model(SUPERVISED[name].architecture, num_classes=1000)
     return model, load_backbone_weights(model, name)
-
-
-def published_dino_weights(arch: str, patch_size: int) -> str | None:
-    """Name of the published DINO weights of an architecture; None where there are none."""
-    arch = _OLD_NAMES.get(arch, arch)
-    for weights in DINO.values():
-        if weights.architecture == arch and weights.patch_size in (None, patch_size):
-            return weights.name
-    return None
-
-
-def resolve_weights(arch: str, patch_size: int, source: str) -> tuple[str, int, str]:
-    """Architecture, patch size and weights that `auto` and an empty name stand for.
-
-    Args:
-        arch: `auto` is what the weights say that they are for, and where they do not say, DINO's vit_small.
-        source: published name, file or URL; empty is the published DINO weights of the architecture; `random`
-            stays as it is.
-
-    Raises:
-        UserError: the weights cannot be had, or there are no published ones.
-    """
-    if arch == AUTO:
-        known = architecture_of(source) if source not in ("", RANDOM) else None
-        arch, patch_size = known[0] if known else _DEFAULT_ARCH, (known and known[1]) or patch_size
-    if source:
-        return arch, patch_size, source
-    published = published_dino_weights(arch, patch_size)
-    if published is None:
-        raise UserError(
-            f"there are no published DINO weights of {arch} with patch size {patch_size}: "
-            "name weights with --pretrained_weights, or random for a baseline"
-        )
-    return arch, patch_size, published
-
-
-def architecture_of(source: str) -> tuple[str, int | None] | None:
-    """Architecture and patch size that weights say they are for: a published name, or a checkpoint's options.
-
-    Raises:
-        UserError: the file cannot be had or read.
-    """
-    if source in PUBLISHED:
-        return PUBLISHED[source].architecture, PUBLISHED[source].patch_size
-    stored = stored_options(source)
-    arch, patch_size = stored.get("arch"), stored.get("patch_size")
-    if not isinstance(arch, str):
-        return None
-    return arch, patch_size if isinstance(patch_size, int) else None
-
-
-def stored_options(source: str) -> Mapping[str, Any]:
-    """The options of the training that a checkpoint holds, ours or the original's; empty where it has none.
-
-    Raises:
-        UserError: the file cannot be had or read.
-    """
-    try:
-        options = read_checkpoint(resolve(source)).get("args", {})
-    except WeightsError as error:
-        raise UserError(str(error)) from error
-    return options if isinstance(options, Mapping) else getattr(options, "__dict__", {})
 
 
 def _create_timm(arch: str, drop_path_rate: float) -> nn.Module:
@@ -312,10 +198,26 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def has_class_attention(backbone: nn.Module) -> bool:
-    """Whether `class_attention` can answer: XCiT, or a timm ViT with a class token."""
+    """Whether `class_attention` can answer: XCiT, or a timm ViT with a class token and one attention per block."""
     return hasattr(backbone, "class_attention") or (
-        isinstance(backbone, VisionTransformer) and backbone.cls_token is not None
+        isinstance(backbone, VisionTransformer)
+        and backbone.cls_token is not None
+        and all(hasattr(getattr(block, "attn", None), "qkv") for block in backbone.blocks)
     )
+
+
+def check_class_attention(backbone: nn.Module) -> None:
+    """Refuse a backbone without class attention.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not has_class_attention(backbone):
+        raise UserError(
+            f"there is no class attention to draw in {type(backbone).__name__}: --arch takes XCiT's names, such as "
+            "xcit_small_12_p16, vit_tiny, vit_small, vit_base, and those of timm's VisionTransformers with a class "
+            "token, such as vit_small_patch14_dinov2"
+        )
 
 
 def class_attention(backbone: nn.Module, images: Tensor, block: int = -1) -> Tensor:
@@ -330,10 +232,7 @@ def class_attention(backbone: nn.Module, images: Tensor, block: int = -1) -> Ten
     """
     if hasattr(backbone, "class_attention"):
         return cast(Any, backbone).class_attention(images, block=block)
-    if not has_class_attention(backbone):
-        raise UserError(
-            f"{type(backbone).__name__} has no class attention; XCiT and ViTs with a class token have"
-        )
+    check_class_attention(backbone)
     return _vit_class_attention(cast(VisionTransformer, backbone), images, block)
 
 

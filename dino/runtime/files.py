@@ -1,4 +1,4 @@
-"""Writing files that a user asked for."""
+"""Files that a user names, and writing them."""
 
 import os
 import shutil
@@ -8,6 +8,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dino.runtime.options import UserError
+
+
+def expanded(place: str, option: str) -> Path:
+    """A path that a user names, with `~` resolved.
+
+    Args:
+        option: what it is named with, such as `--output_dir`.
+
+    Raises:
+        UserError: nobody has such a home.
+    """
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{option} {place}: there is no such user, whose home ~ would be") from error
 
 
 @contextmanager

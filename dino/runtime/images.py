@@ -52,6 +52,10 @@ class BrokenImageError(Exception):
         return f"{self.name}: {self.reason}"
 
 
+class LargeJpegError(BrokenImageError):
+    """A JPEG of too many pixels, which could be decoded at a part of its size: see `decode`, `at_least`."""
+
+
 def decode(
     file: Path | BinaryIO, name: str, *, at_least: int | None = None, as_stored: bool = False
 ) -> Image.Image:
@@ -71,6 +75,7 @@ def decode(
 
     Raises:
         BrokenImageError: anything that keeps the picture from being read.
+        LargeJpegError: it has too many pixels, and fewer of them could be read.
     """
     with reading(name):
         if isinstance(file, Path):
@@ -103,7 +108,7 @@ def reading(name: str) -> Iterator[None]:
         with _quiet_pillow():
             yield
     except BrokenImageError as error:
-        raise BrokenImageError(name, error.reason) from None
+        raise type(error)(name, error.reason) from None
     except Exception as error:  # on damaged bytes decoders raise nearly anything
         raise BrokenImageError(name, _reason(error)) from error
 
@@ -144,7 +149,8 @@ def _decode_stream(stream: BinaryIO, at_least: int | None, as_stored: bool) -> I
             if at_least is not None:
                 image.draft(None, (2 * at_least, 2 * at_least))
             if image.width * image.height > MAX_PIXELS:
-                raise BrokenImageError("", _too_large(image.width * image.height))
+                refused = LargeJpegError if image.format in ("JPEG", "MPO") else BrokenImageError
+                raise refused("", _too_large(image.width * image.height))
             image.load()
             return image.convert("RGB") if as_stored else rgb(image)
     except (OSError, SyntaxError, EOFError, struct.error) as error:

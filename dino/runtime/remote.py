@@ -1,5 +1,6 @@
 """A file behind a URL, for as long as it is needed."""
 
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
@@ -28,7 +29,7 @@ def download(url: str, folder: Path) -> Path:
     file = folder / name_in_url(url)
     try:
         download_url_to_file(url, str(file))
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, OSError, ValueError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection
         reason = error.reason if type(error) is URLError else error

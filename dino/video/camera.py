@@ -14,16 +14,19 @@ import cv2
 from dino.runtime.options import UserError
 from dino.video.clip import Clip, Moment, Span
 
+# Seconds that the next frame comes later at least.
+_LEAST_INTERVAL = Fraction(1, 1_000_000)
+
 
 class Camera(Clip):
-    """A camera's frames, each with the time at which it came, until `seconds` have passed or it is stopped.
+    """A camera's frames, each with the time at which it came, until `end` or until it is stopped.
 
     Inside its `with`, the first Ctrl-C ends the iteration after the present frame, so that what was drawn is
     finished; the second interrupts.
 
     Args:
         device: its number, a device such as /dev/video0, or an address that OpenCV opens.
-        seconds: after which it ends; None goes on until `close` or Ctrl-C.
+        start, end: seconds from its first frame; None goes on until `close` or Ctrl-C.
         stride: take every n-th frame.
         capture: makes the capture object, in place of `cv2.VideoCapture`.
         clock: seconds, in place of the system's.
@@ -38,13 +41,14 @@ class Camera(Clip):
         self,
         device: int | str = 0,
         *,
-        seconds: float | None = None,
+        start: float = 0.0,
+        end: float | None = None,
         stride: int = 1,
         capture: Callable[[int | str], Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         device = int(device) if str(device).isdecimal() else device
-        self._span = Span.of(0.0, seconds, stride)
+        self._span = Span.of(start, end, stride)
         self._clock = clock
         self._stopped = False
         self._before: Any = None
@@ -89,6 +93,7 @@ class Camera(Clip):
 
     def _moments(self) -> Generator[Moment, None, None]:
         begin: float | None = None
+        at = -_LEAST_INTERVAL
         while True:
             with self._in_use:
                 if self._stopped:
@@ -99,8 +104,9 @@ class Camera(Clip):
                 self.damage = f"{self.name} stopped giving pictures; what came before is drawn"
                 return
             begin = now if begin is None else begin
-            moment = Fraction(round((now - begin) * 1_000_000), 1_000_000)
-            yield Moment(moment, 1 / self._rate, partial(cv2.cvtColor, pixels, cv2.COLOR_BGR2RGB))
+            # Two frames of a buffer may come within one tick of the clock.
+            at = max(Fraction(round((now - begin) * 1_000_000), 1_000_000), at + _LEAST_INTERVAL)
+            yield Moment(at, 1 / self._rate, partial(cv2.cvtColor, pixels, cv2.COLOR_BGR2RGB))
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class FrameSource(Protocol):
         name: what to call it in messages.
         size: (rows, cols) of every frame in pixels, upright.
         rate: average frames per second.
+        begins: the first frame that is given out, in seconds from the first that there is.
         length: frames expected, for progress bars; None where that is not known.
         repeatable: whether a second iteration begins anew; a camera's does not.
         damage: after an iteration, what was wrong with it as one sentence, or "".
@@ -51,6 +52,7 @@ class FrameSource(Protocol):
     name: str
     size: tuple[int, int]
     rate: Fraction
+    begins: Fraction
     length: int | None
     repeatable: bool
 
@@ -151,6 +153,7 @@ class Clip:
     name: str
     size: tuple[int, int]
     rate: Fraction
+    begins: Fraction = Fraction(0)
     length: int | None = None
     repeatable: bool = True
     damage: str = ""

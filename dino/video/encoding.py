@@ -122,7 +122,7 @@ class Mp4(Coded):
 class Avi(Coded):
     def __init__(self, path: Path, size: tuple[int, int], rate: Fraction) -> None:
         super().__init__(path, "avi", {})
-        tick = (1 / rate).limit_denominator(_MPEG4_CLOCK)
+        tick = max((1 / rate).limit_denominator(_MPEG4_CLOCK), Fraction(1, _MPEG4_CLOCK))
         self._add_video("mpeg4", size, 1 / tick, tick)
         context = self._stream.codec_context
         context.codec_tag = "XVID"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -62,10 +63,11 @@ class FrameFolder(Clip):
         if first is None:
             raise UserError(f"no picture in {folder} can be read: {self.damage}")
         rows, cols = first.pixels().shape[:2]
-        self.size = rows, cols
+        self.size, self.begins = (rows, cols), first.time
 
     def _moments(self) -> Generator[Moment, None, None]:
         broken: list[str] = []
+        held: Moment | None = None
         for at, duration, file in self._planned:
             try:
                 pixels = np.asarray(decode(file, file.name))
@@ -74,7 +76,12 @@ class FrameFolder(Clip):
                 more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
                 self.damage = f"{self.name} is drawn without {'; '.join(broken[:3])}{more}"
                 continue
-            yield Moment(at, duration, partial(np.asarray, pixels))
+            if held is not None:
+                yield held
+            held = Moment(at, duration, partial(np.asarray, pixels))
+        if held is not None:  # it lasts to the end, though those behind it may be broken
+            last, duration, _ = self._planned[-1]
+            yield replace(held, duration=last + duration - held.time)
 
 
 def _pictures(folder: Path) -> list[Path]:

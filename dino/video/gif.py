@@ -12,6 +12,9 @@ from dino.video.clip import ByteArray
 # Browsers show a GIF's picture for 10 of these, hundredths of a second, where it asks for fewer than 2.
 _SHORTEST_GIF_DELAY = 2
 
+# A GIF has 16 bits for it.
+_LONGEST_GIF_DELAY = 65_535
+
 
 class Gif:
     """Each frame with a palette of its own, made and applied by libav's filters."""
@@ -60,7 +63,7 @@ class Gif:
     def _set_last_delay(self) -> None:
         """libav's writer takes it for the whole file, before the first frame; so the frames are copied."""
         assert self._begin is not None
-        delay = max(_SHORTEST_GIF_DELAY, self._end - self._begin)
+        delay = min(max(_SHORTEST_GIF_DELAY, self._end - self._begin), _LONGEST_GIF_DELAY)
         whole = self._path.with_name(f"{self._path.name}2")
         try:
             with (

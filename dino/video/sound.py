@@ -11,17 +11,22 @@ import av
 from dino.runtime.options import UserError
 from dino.video.video_file import VideoFile
 
-# Codecs of sound that are copied as they are: browsers play them from mp4, players from avi.
-_COPIED = {"mp4": ("aac", "mp3", "opus", "flac"), "avi": ("mp3", "ac3")}
+# Codecs of sound that are copied as they are, since browsers play them. An avi knows no times of its sound, so that
+# all of it, silence too, has to be there.
+_COPIED = {"mp4": ("aac", "mp3", "opus", "flac"), "avi": ()}
 _SOUND_ENCODER = {"mp4": "aac", "avi": "libmp3lame"}
 _SOUND_RATE = 48_000
+
+# Seconds that times jump back by where a second recording begins; less is damage.
+_ANOTHER_RECORDING = 1
 
 
 class Sound:
     """Sound on its way from a file into the container, no further than the pictures are.
 
     Copied where the container's players know its codec, else encoded anew. Whole packets of it are taken, about
-    20 ms each, that lie between the beginning and the end of the pictures.
+    20 ms each, that lie between the beginning and the end of the pictures. Those that are not later than the one
+    before are left out, and what begins anew, as a second recording in the file does, goes on behind the first.
 
     Args:
         source: the opened file, `heard` its sound.
@@ -32,6 +37,8 @@ class Sound:
         self.damage = ""
         self._source, self._heard, self._begin = source, heard, begin
         self._container = container
+        self._last: int | None = None  # in ticks of the file's clock
+        self._over = Fraction(0)
         if heard.codec_context.codec.canonical_name in _COPIED[form]:
             self._stream = container.add_stream_from_template(heard)
             self._packets = self._copied()
@@ -60,24 +67,60 @@ class Sound:
             return None
 
     def _copied(self) -> Iterator[Any]:
-        shift = round(self._begin / self._heard.time_base)
         for packet in self._source.demux(self._heard):
-            if packet.pts is None or packet.dts is None or not packet.size:
+            if packet.pts is None or not packet.size:
                 continue
-            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-            packet.stream = self._stream
-            yield packet
+            moved = self._moved(packet.dts, packet.duration or 0, packet.time_base)
+            if moved is not None:
+                packet.pts, packet.dts = packet.pts - packet.dts + moved, moved
+                packet.stream = self._stream
+                yield packet
 
     def _encoded(self) -> Iterator[Any]:
+        graph: Any = None
         for frame in self._source.decode(self._heard):
-            frame.pts -= round(self._begin / frame.time_base)
-            if frame.pts >= 0:
-                yield from self._stream.encode(frame)
+            lasts = round(frame.samples / frame.sample_rate / frame.time_base)
+            frame.pts = self._moved(frame.pts, lasts, frame.time_base)
+            if frame.pts is not None and frame.pts + lasts > 0:
+                graph = graph or _without_gaps(frame)
+                graph.push(frame)
+                for whole in _pulled(graph):
+                    yield from self._stream.encode(whole)
         yield from self._stream.encode(None)
+
+    def _moved(self, stamp: int | None, ticks: int, tick: Fraction) -> int | None:
+        """A time of the file's clock on that of the pictures, in ticks; None for what is left out."""
+        if stamp is None:
+            return None
+        moved = stamp - round(self._begin / tick)
+        if self._last is not None and moved * tick < self._over - _ANOTHER_RECORDING:
+            self._begin += moved * tick - self._over
+            moved = stamp - round(self._begin / tick)
+        if self._last is not None and moved <= self._last:
+            return None
+        self._last, self._over = moved, (moved + ticks) * tick
+        return moved
 
 
 def _end(packet: Any) -> Fraction:
     return Fraction((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _without_gaps(like: Any) -> Any:
+    """A graph that makes of frames in time sound from 0 on, with silence where none of them is."""
+    graph = av.filter.Graph()
+    into = graph.add_abuffer(
+        format=like.format, sample_rate=like.sample_rate, layout=like.layout, time_base=like.time_base
+    )
+    graph.link_nodes(into, graph.add("aresample", "async=1:first_pts=0"), graph.add("abuffersink"))
+    graph.configure()
+    return graph
+
+
+def _pulled(graph: Any) -> Iterator[Any]:
+    with suppress(av.BlockingIOError, av.EOFError):
+        while True:
+            yield graph.pull()
 
 
 def open_sound(file: Path, start: Fraction, container: Any, form: str) -> Sound | None:

@@ -26,7 +26,6 @@ from dino.video.decoding import (
 # Below this, decoding from the beginning costs less than finding out whether seeking is exact.
 _WORTH_SEEKING = 2
 
-
 _SUFFIXES = tuple(
     f".{name}"
     for name in (
@@ -60,7 +59,6 @@ class VideoFile(Clip):
 
     Attributes:
         origin: the clip's first frame on the file's own clock, in seconds.
-        begins: the first frame that is given out, in seconds from the clip's first.
 
     Raises:
         UserError: it cannot be read, holds no frame that can be decoded, or ends before `start`.

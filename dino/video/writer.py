@@ -22,7 +22,11 @@ from dino.video.sound import open_sound
 
 FORMATS = ("mp4", "avi", "gif", "png")
 
-_OWN_OUTPUT = re.compile(r"frame-\d{6,}\.png|frames\.csv")
+# Pixels that a side may have, by what encodes it.
+_LONGEST_SIDE = {"mp4": 16_384, "avi": 8190, "gif": 65_535}
+
+# And what desktops put into a folder that is looked at.
+_OWN_OUTPUT = re.compile(r"frame-\d{6,}\.png|frames\.csv|\.DS_Store|Thumbs\.db|desktop\.ini")
 
 
 class VideoWriter:
@@ -51,7 +55,8 @@ class VideoWriter:
         damage: what was wrong with the sound as one sentence, or "".
 
     Raises:
-        UserError: the format is unknown or the file cannot be written, then or later.
+        UserError: the format is unknown or cannot hold frames so large, or the file cannot be written, then or
+            later.
     """
 
     def __init__(
@@ -73,8 +78,9 @@ class VideoWriter:
             raise UserError(
                 f"{path} ends in none of .{', .'.join(FORMATS[:-1])}; a name without an ending is a folder of PNGs"
             )
+        _check_size(path, size, self._format)
         _check_free(path, is_folder=self._format == "png")
-        self._rate = Fraction(rate).limit_denominator(CLOCK)
+        self._rate = max(Fraction(rate).limit_denominator(CLOCK), Fraction(1, CLOCK))
         self._sound = (audio_from, Fraction(audio_start)) if audio_from else None
         self._coding = {"crf": str(quality), "preset": preset}
         self._temporary = path.with_name(f".{path.name}.part")
@@ -146,9 +152,7 @@ class VideoWriter:
         self._sink = None
         if self._format == "png":
             with _writing(self.path):
-                if self.path.exists():
-                    _remove(self.path)
-                self._temporary.replace(self.path)
+                _replace_folder(self._temporary, self.path)
         else:
             write_atomically(self.path, self._temporary.replace)
 
@@ -205,6 +209,16 @@ def _writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def _check_size(path: Path, size: tuple[int, int], format: str) -> None:
+    rows, cols = size
+    longest = _LONGEST_SIDE.get(format)
+    if longest is not None and max(size) > longest:
+        raise UserError(
+            f"{path}: a frame of {format} is at most {longest} pixels wide and high, got {cols} x {rows}; take a "
+            "smaller --size, or --video_format png"
+        )
+
+
 def _check_free(path: Path, *, is_folder: bool) -> None:
     """Refuse to write over what is no earlier output of the same kind."""
     if not is_folder:
@@ -219,6 +233,21 @@ def _check_free(path: Path, *, is_folder: bool) -> None:
             )
     elif path.exists():
         raise UserError(f"{path} is a file; the pictures need a folder, so give another name")
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Interrupted anywhere, one of the two is whole; `path` is missing for a moment only."""
+    old = path.with_name(f".{path.name}.old")
+    _remove(old)
+    try:
+        if path.exists():
+            path.replace(old)
+        new.replace(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
+    _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -21,14 +21,15 @@ def assemble(template: str, *, styles: Sequence[str], scripts: Sequence[str], pa
     """The page: a template of this folder with its places, `{{name}}`, filled.
 
     Args:
-        template: file name of the html, with places for `policy`, `style` and `script` beside those of `parts`.
+        template: file name of the html, with places for `head` and `script` beside those of `parts`.
         styles: file names, joined in this order.
         scripts: file names, joined in this order.
-        parts: html for each place, escaped already.
+        parts: html for each place, escaped already; `title` among them.
     """
     script = "\n".join(map(_asset, scripts))
     filled = {"style": "\n".join(map(_asset, styles)), "script": script, "policy": _policy(script), **parts}
-    return _PLACE.sub(lambda place: filled[place[1]], _asset(template))
+    html = _asset(template).replace("{{head}}", _asset("head.html").rstrip())
+    return _PLACE.sub(lambda place: filled[place[1]], html)
 
 
 def escape(text: str) -> str:

@@ -45,15 +45,23 @@ function massMask({ order, mass }, keep) {
   return kept;
 }
 
-/** Values to show as dark and as bright: the minimum and the 99th percentile. */
-function limits(values) {
+/**
+ * Values to show as dark and as bright. `scale` is {percentiles: [low, high]} of the values, or {even: [low, high]},
+ * in multiples of the weight that each of so many patches has when all are equal.
+ */
+function limits(values, { percentiles, even }, patches) {
+  if (even) return even.map((times) => times / patches);
   const sorted = values.slice().sort();
-  const place = 0.99 * (sorted.length - 1);
+  const [low, high] = percentiles.map((percent) => percentile(sorted, percent));
+  // Where the few patches beyond the percentiles are all that a map has, they are not to be hidden.
+  return isFlat(low, high) ? [sorted[0], sorted[sorted.length - 1]] : [low, high];
+}
+
+function percentile(sorted, percent) {
+  const place = (percent / 100) * (sorted.length - 1);
   const below = Math.floor(place);
   const next = sorted[Math.min(below + 1, sorted.length - 1)];
-  const high = sorted[below] + (place - below) * (next - sorted[below]);
-  // When less than a hundredth of the patches has all the mass, the percentile would hide it.
-  return isFlat(sorted[0], high) ? [sorted[0], sorted[sorted.length - 1]] : [sorted[0], high];
+  return sorted[below] + (place - below) * (next - sorted[below]);
 }
 
 function isFlat(low, high) {

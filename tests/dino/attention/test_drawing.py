@@ -55,7 +55,7 @@ def test_every_style_is_its_mark(tmp_path: Path):
         "contour-head3.png": ContourOverlay()(image, weights, 8),
         "mask_th0.4_head3.png": MaskOverlay()(image, kept, 8),
         "cutout_th0.4_head3.png": cut_out(image, kept, 8),
-        "colors.png": HeadColors(0.4)(image, np.stack([drawn.weights["head0"], weights]), 8),
+        "colors.png": HeadColors(0.4)(image, np.stack([drawn.weights["head0"], weights]), 8, [0, 3]),
     }
     for name, mark in expected.items():
         np.testing.assert_array_equal(pixels(tmp_path / name), mark, err_msg=name)
@@ -75,7 +75,11 @@ def test_what_is_no_attention_has_a_file_of_its_own_and_no_mask(tmp_path: Path):
         )
 
 
-def test_colours_without_single_heads_show_what_there_is():
-    only_mean = Picture(picture().image, {"mean": picture().weights["mean"]}, {}, {})
-    np.testing.assert_array_equal(only_mean.heads, picture().weights["mean"][None])
-    assert Look(8).panel("colors", "", only_mean).shape == (*SIZE, 3)
+def test_a_head_has_the_colour_of_its_number_whichever_others_are_drawn():
+    image, maps = picture().image, np.eye(35, dtype=np.float32)[[4, 20]].reshape(2, 5, 7)
+    drawn = Picture(image, {"mean": maps[0], "head5": maps[0], "head3": maps[1]}, {}, {})
+    found = Look(8).panel("colors", "", drawn)
+    for head, patch in ((5, 4), (3, 20)):
+        row, col = 8 * (patch // 7), 8 * (patch % 7)
+        expected = 0.55 * np.array(HeadColors().color(head)) + 0.45 * image[row, col]
+        np.testing.assert_allclose(found[row, col], expected, atol=1)

@@ -1,6 +1,7 @@
 """Frames through the whole line, with a network of a few sums instead of the real one."""
 
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 
 from dino.attention.drawing import Look
-from dino.attention.film import Film, LayerStore, Painter, film
+from dino.attention.film import Film, Painter, film
 from dino.attention.layout import Layout
 from dino.attention.render import heat_patches, normalize
 from dino.attention.scale import ClipScale, PictureScale, RunningScale
 from dino.runtime.options import UserError
 from dino.video.clip import Frame
+from dino.video.writer import VideoWriter
+from tests.full_disk import full_disk
 
 ROWS, COLS, PATCH = 48, 64, 8
 
@@ -30,11 +33,10 @@ def frame(index: int) -> Frame:
 class Frames:
     """A source of `count` frames."""
 
-    name, size, rate = "frames", (ROWS, COLS), Fraction(10)
+    name, size, rate, begins, repeatable = "frames", (ROWS, COLS), Fraction(10), Fraction(0), True
 
-    def __init__(self, count: int, *, repeatable: bool = True, fails_at: int = -1, interrupted_at: int = -1):
-        self.length, self.repeatable, self.damage = count, repeatable, ""
-        self.fails_at, self.interrupted_at = fails_at, interrupted_at
+    def __init__(self, count: int, *, fails_at: int = -1):
+        self.length, self.damage, self.fails_at = count, "", fails_at
         self.given = 0
 
     def __iter__(self):
@@ -101,7 +103,8 @@ def test_several_films_of_one_pass_agree_with_those_made_alone(tmp_path: Path):
     film(Frames(5), brightness, [heat_film(tmp_path / "a.mp4"), beside], scale=PictureScale())
     film(Frames(5), brightness, [heat_film(tmp_path / "alone.mp4")], scale=PictureScale())
     for (_, found), (_, expected) in zip(read(tmp_path / "a.mp4"), read(tmp_path / "alone.mp4"), strict=True):
-        np.testing.assert_array_equal(found, expected)
+        # x264 does not code the same frames alike every time.
+        assert np.abs(found.astype(int) - expected).mean() < 1
     assert read(tmp_path / "b.mp4")[0][1].shape[1] > 2 * COLS
 
 
@@ -120,29 +123,86 @@ def test_after_an_error_nothing_is_left_and_no_thread_runs(tmp_path: Path, scale
     assert threading.active_count() == threads
 
 
-@pytest.mark.parametrize("repeatable", [True, False])
-def test_ctrl_c_ends_a_cameras_film_and_leaves_none_of_a_file(tmp_path: Path, monkeypatch, repeatable: bool):
-    from dino.attention import film as video
-
-    class Writer(video.VideoWriter):
-        count = 0
-
-        def write(self, *frame):
-            self.count += 1
-            if self.count == 4:
+@pytest.mark.parametrize("stage", ["see", "encode"])
+def test_ctrl_c_leaves_no_thread_and_no_file_in_either_pass(tmp_path: Path, monkeypatch, stage: str):
+    class Interrupted(ClipScale):
+        def see(self, layers):
+            if stage == "see":
                 raise KeyboardInterrupt
-            super().write(*frame)
+            super().see(layers)
 
-    monkeypatch.setattr(video, "VideoWriter", Writer)
-    source = Frames(1000, repeatable=repeatable)
-    if repeatable:
-        with pytest.raises(KeyboardInterrupt):
-            film(source, brightness, [heat_film(tmp_path / "a.mp4")], scale=PictureScale())
-        assert list(tmp_path.iterdir()) == []
-    else:
-        report = film(source, brightness, [heat_film(tmp_path / "a.mp4")], scale=PictureScale())
-        assert report.frames == 3 == len(read(tmp_path / "a.mp4"))
-    assert source.given < 100
+    def write(*frame):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoWriter, "write", write)
+    threads, source = threading.active_count(), Frames(50)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        film(source, brightness, [heat_film(tmp_path / "a.mp4")], scale=Interrupted((0, 100)))
+    assert threading.active_count() == threads and source.given < (20 if stage == "see" else 70)
+    assert list(tmp_path.iterdir()) == []
+    del kept  # holds the frames of the stack, and so everything in them
+
+
+@pytest.mark.parametrize("limit", [1000, 100_000])
+def test_a_disk_too_small_for_the_maps_is_one_sentence_and_no_thread_is_left(tmp_path: Path, limit: int):
+    threads = threading.active_count()
+    with (
+        full_disk(limit),
+        pytest.raises(UserError, match=r"cannot keep the maps .*--normalize running") as kept,
+    ):
+        film(Frames(2000), brightness, [heat_film(tmp_path / "a.mp4")], scale=ClipScale((0, 100)))
+    assert threading.active_count() == threads and list(tmp_path.iterdir()) == []
+    assert "\n" not in str(kept.value)
+
+
+@pytest.mark.parametrize("second", [range(9), range(11), [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]])
+def test_a_source_that_changes_between_the_passes_is_told_and_not_drawn_with_wrong_maps(
+    tmp_path: Path, second
+):
+    passes = [range(10), second]
+
+    class Changing(Frames):
+        def __iter__(self):
+            yield from map(frame, passes.pop(0))
+
+    with pytest.raises(UserError, match="frames changed while it was drawn"):
+        film(Changing(10), brightness, [heat_film(tmp_path / "a.mp4")], scale=ClipScale((0, 100)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_refused_before_the_network_looks(tmp_path: Path):
+    (tmp_path / "a" / "thesis").mkdir(parents=True)
+    pictures = replace(heat_film(tmp_path / "a"), format="png")
+    with pytest.raises(UserError, match="holds other files, such as thesis"):
+        film(source := Frames(5), brightness, [pictures], scale=ClipScale((0, 100)))
+    assert source.given == 0
+
+
+def test_only_layers_that_are_drawn_are_kept_and_scaled(tmp_path: Path):
+    class Scale(PictureScale):
+        def __call__(self, layers, seconds=0.0):
+            scaled.append(set(layers))
+            return super().__call__(layers, seconds)
+
+    def layers(images):
+        return [{**each, "max": each["mean"], "head0": each["mean"]} for each in brightness(images)]
+
+    scaled: list[set[str]] = []
+    film(Frames(2), layers, [heat_film(tmp_path / "a.mp4")], scale=Scale())
+    colors = replace(heat_film(tmp_path / "b.mp4").painter, style="colors", names=("colors",))
+    film(Frames(2), layers, [Film(tmp_path / "b.mp4", colors)], scale=Scale())
+    assert scaled == [{"mean"}] * 2 + [{"mean", "max", "head0"}] * 2
+
+
+@pytest.mark.parametrize("labels", [[""], ["picture", "mean"]])
+def test_a_cut_out_stands_on_the_ground_of_the_layout(tmp_path: Path, labels: list[str]):
+    layout = Layout(labels, (ROWS, COLS))
+    painter = Painter(Look(PATCH, threshold=1.0), "cutout", ("mean",), len(labels) > 1, layout)
+    film(Frames(8), brightness, [Film(tmp_path / "a.mp4", painter)], scale=PictureScale())
+    for index, (_, found) in enumerate(read(tmp_path / "a.mp4")):
+        panel = found[-ROWS:, -COLS:].astype(int)
+        np.testing.assert_allclose(panel[20:28, 8 * index + 2 : 8 * index + 6], 60 + 15 * index, atol=6)
+        assert panel[:14].max() < 25 and panel[34:].max() < 25
 
 
 def test_only_a_few_frames_are_held_at_a_time(tmp_path: Path):
@@ -164,23 +224,3 @@ def test_only_a_few_frames_are_held_at_a_time(tmp_path: Path):
     slow = Slow(Look(PATCH), "heat", ("mean",), False, Layout([""], (ROWS, COLS)))
     film(Counted(200), brightness, [Film(tmp_path / "a.mp4", slow)], scale=PictureScale())
     assert 1 <= most[0] <= 20
-
-
-def test_layers_come_back_from_the_store_as_they_went_in(tmp_path: Path):
-    random = np.random.default_rng(0)
-    frames = [
-        {
-            "mean": random.random((3, 4), np.float32),
-            "pca": random.integers(0, 256, (3, 4, 3)).astype(np.float32),
-        }
-        for _ in range(5)
-    ]
-    with LayerStore(tmp_path) as store:
-        for layers in frames:
-            store.append(layers)
-        assert list(tmp_path.iterdir()) == [], "the file has no name"
-        for _ in range(2):
-            for found, expected in zip(store, frames, strict=True):
-                assert found.keys() == expected.keys()
-                for name, layer in expected.items():
-                    np.testing.assert_array_equal(found[name], layer)

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.attention.gallery import Gallery
+from dino.attention.gallery import Gallery, PageLook
 from dino.runtime.options import UserError
 
 AWKWARD = "a b #1 100% ünï 'q' \"d\" </script><script>alert(1)<!-- & amp.jpg"
@@ -139,12 +138,29 @@ def test_colours_are_those_of_matplotlib(tmp_path):
         )
 
 
+def test_the_controls_begin_as_the_files_are_drawn(tmp_path):
+    look = PageLook(threshold=0.25, colormap="cividis", opacity=0.9, smooth=True)
+    gallery = Gallery(tmp_path, "title", look=look)
+    gallery.add_picture("a", picture(), weights(1, 5, 8), 8, tmp_path)
+    page = Page(gallery.write())
+    radios = [each for each, _ in page.find("input", name="colormap")]
+    assert [each["value"] for each in radios] == ["cividis", "inferno", "viridis", "turbo", "gray"]
+    assert ["checked" in each for each in radios] == [True, False, False, False, False]
+    assert list(json.loads(page.find("script", id="colormaps")[0][1])) == [each["value"] for each in radios]
+    values = [page.find("input", id=name)[0][0].get("value") for name in ("threshold", "opacity")]
+    assert values == ["25", "90"] and "checked" in page.find("input", id="smooth")[0][0]
+    assert (
+        "checked"
+        not in write(tmp_path, ("a", picture(), weights(1, 5, 8), 8)).find("input", id="smooth")[0][0]
+    )
+
+
 def test_nothing_of_a_name_becomes_markup(tmp_path):
     gallery = Gallery(tmp_path, AWKWARD, note=AWKWARD)
     gallery.add_picture(AWKWARD, picture(), weights(2, 5, 8), 8, tmp_path / AWKWARD.replace("/", ":"))
     gallery.add_video(AWKWARD, [(AWKWARD, tmp_path / "a.mp4"), (AWKWARD, tmp_path / "a.gif")], note=AWKWARD)
     page = Page(gallery.write())
-    assert page.html.count("<script") == page.html.count("</script") == 4
+    assert page.html.count("<script") == page.html.count("</script") == 5
     assert [page.find(tag)[0][1].strip() for tag in ("title", "h1", "h2", "h3")] == [AWKWARD] * 4
     assert page.find("img")[0][0]["alt"] == AWKWARD
 
@@ -157,7 +173,7 @@ def test_links_lead_to_the_files_whatever_they_are_called(tmp_path):
     elsewhere.mkdir()
     for file in (folder / "img.png", folder / "c#%41.npz", elsewhere / "v?.mp4"):
         file.touch()
-    gallery.add_picture("a", picture(), weights(2, 5, 8), 8, folder)
+    gallery.add_picture("a", picture(), weights(2, 5, 8), 8, folder, ["img.png", "c#%41.npz"])
     gallery.add_video("v", [("overlay", elsewhere / "v?.mp4"), ("frames", elsewhere)])
     page = Page(gallery.write())
     addresses = [*page.links(), *(attributes["src"] for attributes, _ in page.find("video"))]
@@ -185,14 +201,56 @@ def test_a_name_that_is_no_text_is_shown_and_linked(tmp_path):
     assert page.links() == ["caf%E9/"]
 
 
-def test_only_files_written_for_the_page_are_linked(tmp_path):
+def test_only_the_files_of_the_picture_are_linked(tmp_path):
     (tmp_path / "holiday.png").touch()
-    os.utime(tmp_path / "holiday.png", (time.time() - 60,) * 2)
     gallery = Gallery(tmp_path, "title")
-    gallery.add_picture("a", picture(), weights(1, 5, 8), 8, tmp_path)
-    for name in ("img.png", "notes.txt", "maps.npz"):
-        (tmp_path / name).touch()
-    assert Page(gallery.write()).links() == ["img.png", "maps.npz", "./"]
+    gallery.add_picture("a", picture(), weights(1, 5, 8), 8, tmp_path, ["maps.npz", "img.png"])
+    page = Page(gallery.write())
+    assert page.links() == ["img.png", "maps.npz", "./"] and "Full-size files (2)" in page.html
+
+
+def test_the_heads_that_were_asked_for_are_on_at_first(tmp_path):
+    gallery = Gallery(tmp_path, "title")
+    gallery.add_picture("some", picture(), weights(6, 5, 8), 8, tmp_path, on=(3, 5))
+    gallery.add_picture("all", picture(), weights(3, 5, 8), 8, tmp_path)
+    articles = [attributes for attributes, _ in Page(gallery.write()).find("article")]
+    assert [(each["data-heads"], each["data-on"]) for each in articles] == [("6", "3,5"), ("3", "0,1,2")]
+
+
+def test_the_page_says_on_which_scale_it_shows_weights(tmp_path):
+    for options, expected, words in (
+        (
+            {},
+            {"percentiles": [0.0, 99.5], "even": None},
+            "from percentile 0 to percentile 99.5 of the weights",
+        ),
+        (
+            {"percentiles": (1.0, 90.0)},
+            {"percentiles": [1.0, 90.0], "even": None},
+            "percentile 1 to percentile 90",
+        ),
+        ({"scale": (0.0, 5.0)}, {"even": [0.0, 5.0]}, "all on one scale, from 0 to 5 times an even share"),
+    ):
+        gallery = Gallery(tmp_path, "title", look=PageLook(**options))
+        gallery.add_picture("a", picture(201, 203), weights(1, 201, 203), 1, tmp_path)
+        page = Page(gallery.write())
+        scale = json.loads(page.find("script", id="scale")[0][1])
+        assert expected.items() <= scale.items()
+        assert words in re.sub(r"\s+", " ", page.html)
+        assert page.maps()["patches"] == 201 * 203, "even shares are of all patches, averaged or not"
+
+
+def test_pictures_beyond_what_a_browser_opens_are_linked_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("dino.attention.gallery._MOST_LETTERS", 20_000)
+    gallery = Gallery(tmp_path, "title")
+    for number in range(9):
+        gallery.add_picture(f"picture {number}", picture(), weights(1, 5, 8), 8, tmp_path / f"{number} #")
+    page = Page(gallery.write())
+    shown = len(page.find("article"))
+    assert 0 < shown < 9 and f"too large with {9 - shown} more" in page.html
+    named = [text.strip() for _, text in page.find("a") if text.startswith("picture ")]
+    assert named == [f"picture {number}" for number in range(shown, 9)]
+    assert page.links()[shown:] == [f"{number}%20%23/" for number in range(shown, 9)]
 
 
 def test_videos_play_in_place_and_other_files_are_linked(tmp_path):
@@ -227,15 +285,23 @@ def test_pictures_are_left_as_they_are(tmp_path):
     np.testing.assert_array_equal(maps, before[1])
 
 
-@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 7), (0, 5, 8), (1, 2, 5, 8)])
-def test_maps_of_another_grid_are_refused(tmp_path, shape):
-    with pytest.raises(ValueError, match="40 x 60 pixels has maps of 5 x 8 patches of 8 for each head, got"):
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((2, 5, 7), "40 x 60 pixels has 5 x 8 patches of 8, got a map of 5 x 7"),
+        ((5, 8), "maps are .heads, rows, cols., of one head at least, got .5, 8."),
+        ((0, 5, 8), "of one head at least"),
+        ((1, 2, 5, 8), "maps are .heads, rows, cols."),
+    ],
+)
+def test_maps_of_another_grid_are_refused(tmp_path, shape, sentence):
+    with pytest.raises(ValueError, match=sentence):
         Gallery(tmp_path, "t").add_picture("a", picture(), np.ones(shape, np.float32), 8, tmp_path)
 
 
-def test_a_threshold_beyond_the_whole_is_refused(tmp_path):
+def test_a_threshold_beyond_the_whole_is_refused():
     with pytest.raises(ValueError, match="between 0 and 1, got 60"):
-        Gallery(tmp_path, "t", threshold=60)
+        PageLook(threshold=60)
 
 
 def test_a_page_that_cannot_be_written_is_one_sentence_and_leaves_the_old_one(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino.attention.gallery import Gallery
+from dino.attention.gallery import Gallery, PageLook
 from dino.attention.marks import HeadColors
 from dino.attention.render import enlarge, heat, mass_mask, normalize
 from tests.dino.attention.in_browser import Opener, nameless, screen, settle
@@ -40,8 +40,8 @@ def quantised(maps: np.ndarray) -> np.ndarray:
     return (np.rint(maps / tops * 65535) * (tops / 65535)).astype(np.float32)
 
 
-def gallery(folder: Path, *pictures: tuple[str, np.ndarray, np.ndarray], threshold: float = 0.6) -> Path:
-    page = Gallery(folder, "Attention", note="a note", threshold=threshold)
+def gallery(folder: Path, *pictures: tuple[str, np.ndarray, np.ndarray], **options: object) -> Path:
+    page = Gallery(folder, "Attention", "a note", PageLook(**options))
     for name, image, maps in pictures:
         page.add_picture(name, image, maps, PATCH, folder)
     return page.write()
@@ -61,9 +61,9 @@ def choose(page: Any, *labels: str) -> None:
 
 
 def assert_heat(
-    drawn: np.ndarray, values: np.ndarray, colormap: str = "inferno", smooth: bool = False
+    drawn: np.ndarray, values: np.ndarray, colormap: str = "inferno", smooth: bool = False, **scale: object
 ) -> None:
-    scaled = normalize(values, percentiles=(0, 99))
+    scaled = normalize(values, **(scale or {"percentiles": (0, 99.5)}))
     expected = heat(enlarge(scaled, PATCH, drawn.shape[:2], smooth=smooth), colormap)
     assert (drawn[..., 3] == 255).all()
     off = np.abs(drawn[..., :3].astype(int) - expected).max(axis=-1)
@@ -86,6 +86,33 @@ def test_heat_is_what_numpy_draws_of_the_same_heads(tmp_path: Path, show: Opener
     page.get_by_role("button", name="Head 2", exact=True).dblclick()
     settle(page)
     assert_heat(canvas(page), heads[2], "turbo", smooth=True)
+
+
+def test_the_page_has_the_scale_of_the_files(tmp_path: Path, show: Opener):
+    maps = np.random.default_rng(1).random((2, 13, 31), dtype=np.float32) ** 4 / 100
+    few = np.where(np.arange(403).reshape(1, 13, 31) == 77, 0.5, 1e-3).astype(np.float32)
+    for options, scale in (
+        ({"percentiles": (20.0, 80.0)}, {"percentiles": (20, 80)}),
+        ({"scale": (0.5, 2.0)}, {"limits": (0.5 / 403, 2 / 403)}),
+    ):
+        page = show(gallery(tmp_path, ("a", picture(), maps), ("b", picture(), few), **options))
+        assert_heat(canvas(page), quantised(maps).mean(axis=0), **scale)
+        assert_heat(canvas(page, 1), quantised(few)[0], **scale)
+
+
+def test_the_heads_that_were_asked_for_are_on_and_the_others_a_click_away(tmp_path: Path, show: Opener):
+    page = Gallery(tmp_path, "t")
+    page.add_picture("a", picture(), weights(6), PATCH, tmp_path, on=(5, 3))
+    opened = show(page.write())
+    on = opened.locator(".head[aria-pressed=true]")
+    assert on.all_inner_texts() == ["3", "5"]
+    assert opened.locator(".readout").inner_text().startswith("The mean of heads 3 and 5")
+    choose(opened, "Colours")
+    colours = {tuple(colour) for colour in canvas(opened)[..., :3].reshape(-1, 3).tolist()}
+    assert colours == {(0, 0, 0), HeadColors().color(3), HeadColors().color(5)}
+    opened.get_by_role("button", name="All", exact=True).click()
+    settle(opened)
+    assert on.count() == 6
 
 
 def test_the_mask_is_the_smallest_set_of_patches_at_every_threshold(tmp_path: Path, show: Opener):
@@ -147,9 +174,10 @@ def test_the_slider_moves_between_original_and_attention(tmp_path: Path, show: O
     page = show(gallery(tmp_path, ("dogs", picture(), weights(2))))
     slider = page.get_by_role("slider", name="Part of dogs")
     both = {}
-    for value in ("0", "100", "50"):
+    for value, said in (("0", "original"), ("100", "100 %"), ("50", "50 %")):
         slider.fill(value)
         both[value] = screen(page)
+        assert page.locator(".split .shown").inner_text() == said
     shown = {value: pixels[5:-5] for value, pixels in both.items()}  # without the rounded corners
     middle = shown["0"].shape[1] // 2
     assert np.abs(shown["100"] - shown["0"]).mean() > 10
@@ -260,7 +288,7 @@ def test_names_are_text_and_links_open_files(tmp_path: Path, show: Opener):
     folder.mkdir()
     page = Gallery(tmp_path, name, note=name)
     Image.fromarray(picture()).save(folder / "q? #.png")
-    page.add_picture(name, picture(), weights(2), PATCH, folder)
+    page.add_picture(name, picture(), weights(2), PATCH, folder, ["q? #.png"])
     opened = show(page.write())
     assert opened.locator("h2").first.inner_text() == opened.title() == name
     opened.locator(".files summary").click()

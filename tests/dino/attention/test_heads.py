@@ -97,12 +97,8 @@ def test_auto_must_be_picked_before_it_is_shown():
 
 
 def test_labels_are_for_people():
-    assert [label(name) for name in ("head0", "head12", "mean", "max")] == [
-        "head 0",
-        "head 12",
-        "mean",
-        "max",
-    ]
+    found = [label(name) for name in ("head0", "head12", "mean", "max", "pca")]
+    assert found == ["head 0", "head 12", "mean", "max", "principal components"]
 
 
 @pytest.mark.parametrize(("size", "whole"), [((17, 26), (16, 24)), ((16, 24), (16, 24)), ((5, 30), (5, 24))])

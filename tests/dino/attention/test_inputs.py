@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dino.attention.inputs import RECORD, find_inputs
+from dino.attention.inputs import Input, find_inputs
+from dino.attention.record import RECORD
 from dino.runtime.options import UserError
 
 
@@ -58,6 +59,62 @@ def test_several_words_are_drawn_in_their_order_and_never_into_one_folder():
         "out/a.png-2",
         "out/b.png-2",
     ]
+
+
+def test_what_a_flag_names_wrongly_is_told_by_the_name_of_the_flag():
+    for options in ({"frame_folders": ["gone"]}, {"frame_folders": ["~nobody-there/x"]}):
+        with pytest.raises(UserError, match=r"^--input_path "):
+            find_inputs([], Path("out"), **options)
+    with pytest.raises(UserError, match=r"^--image_path: cannot read x+: File name too long"):
+        find_inputs(["x" * 300], Path("out"), option="--image_path")
+
+
+@pytest.mark.parametrize("name", ["img.png", "attn-head12.png", "mask_th0.6_mean.png", "video.mp4"])
+def test_a_single_one_is_not_overwritten_by_its_outputs(name: str):
+    touch(f"out/{name}", "out/photo.png")
+    Path("link.png").symlink_to(f"out/{name}")
+    Path("folder").symlink_to("out")
+    for place in (f"out/{name}", "link.png", f"folder/{name}"):
+        with pytest.raises(UserError, match=f"{place} would be overwritten by an output"):
+            found(place)
+        assert found(place, out="elsewhere")[0][2] == "elsewhere"
+    assert found("out/photo.png")[0][2] == "out"
+
+
+def test_no_outputs_go_into_a_folder_with_an_input_of_their_names():
+    touch("a.png", "a/img.png", "b.png", "b/holiday.png", "index.html.png", "attention.json.jpg")
+    Path("index.html").touch()
+    assert [(place, folder) for _, place, folder in found(".", out=".")] == [
+        ("a/img.png", "a/img"),
+        ("a.png", "a-2"),
+        ("attention.json.jpg", "attention.json-2"),
+        ("b/holiday.png", "b/holiday"),
+        ("b.png", "b"),
+        ("index.html.png", "index.html-2"),
+    ]
+
+
+def test_upper_and_lower_case_are_one_name_on_some_systems():
+    touch("in/a.png", "in/A.png", "in/b")
+    touch("out/B")
+    assert [folder for *_, folder in found("in")] == ["out/A", "out/a-2"]
+    touch("in/B.png")
+    assert ("picture", "in/B.png", "out/B-2") in found("in"), "a file is in the way"
+
+
+def test_frames_that_were_drawn_are_no_pictures():
+    touch("in/clip.mp4", "in/clip/video/0001.png", "in/clip/video/0002.png", "in/clip/mine/3.png")
+    Path("in/clip", RECORD).write_text(json.dumps({"files": ["video"]}))
+    assert names("in") == ["clip/mine/3.png", "clip.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("a/ü b.png", "ü b.png"), ("two\nlines\x1b.png", "two?lines?.png"), ("caf\udce9.png", "caf?.png")],
+)
+def test_titles_can_be_printed(name: str, title: str):
+    shown = Input("picture", name, name, Path("out")).title
+    assert shown == title and shown.encode("utf-8")
 
 
 def test_a_folder_of_frames_is_one_video():

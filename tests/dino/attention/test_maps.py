@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize as torchvision_resize
 
-from dino.attention.maps import attention_maps, patch_side, resize
+from dino.attention.maps import attention_maps, head_count, patch_side, resize
 from dino.runtime.backbones import class_attention
 from dino.runtime.options import UserError
 from xcit import XCiT
@@ -43,6 +45,15 @@ def test_maps_are_the_class_attention_of_the_normalised_picture(block: int):
     maps = attention_maps(backbone, image[None], block=block)[0]
     assert maps.dtype == np.float32 and maps.shape == (4, 3, 5)
     np.testing.assert_allclose(maps, expected.detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(9,), (30,), (50,), (16, 40)])
+@pytest.mark.parametrize(("rows", "cols"), [(37, 52), (52, 37), (40, 40), (1, 7)])
+def test_resizing_is_torchvisions(size: tuple[int, ...], rows: int, cols: int):
+    image = Image.fromarray(pixels(rows, cols))
+    expected = torchvision_resize(image, list(size), InterpolationMode.BICUBIC)
+    asked = (size[0], size[1]) if len(size) == 2 else size[0]
+    np.testing.assert_array_equal(resize(image, asked), np.asarray(expected))
 
 
 @pytest.mark.parametrize("make", [tiny_xcit, lambda: tiny_vit(dynamic_img_size=True)])
@@ -95,10 +106,22 @@ class NoAttention(nn.Module):
 
 
 def test_a_model_without_class_attention_is_refused():
-    with pytest.raises(UserError, match="NoAttention has no class attention to draw; XCiT and vision"):
+    with pytest.raises(UserError, match="no class attention to draw in NoAttention: --arch takes XCiT's"):
         attention_maps(NoAttention(), pixels(16, 16)[None])
-    with pytest.raises(UserError, match="ResNet has no class attention"):
-        patch_side(timm.create_model("resnet18", num_classes=0))
+    for arch, name in (("resnet18", "ResNet"), ("vit_small_patch16_18x2_224", "VisionTransformer")):
+        with pytest.raises(UserError, match=f"no class attention to draw in {name}: "):
+            patch_side(timm.create_model(arch, num_classes=0))
+
+
+def test_a_vit_with_a_convolutional_stem_has_the_patches_of_both():
+    hybrid = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=0, dynamic_img_size=True)
+    assert patch_side(hybrid) == 8 * 4
+    assert attention_maps(hybrid, pixels(70, 130)[None]).shape == (1, 3, 3, 5)
+
+
+@pytest.mark.parametrize("make", [tiny_xcit, lambda: tiny_vit(dynamic_img_size=True)])
+def test_the_head_count_is_that_of_the_maps(make):
+    assert head_count(make(), block=0) == attention_maps(make(), pixels(16, 16)[None], block=0).shape[1]
 
 
 def test_a_vit_of_one_size_says_which():

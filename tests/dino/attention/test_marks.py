@@ -206,6 +206,14 @@ def test_colours_of_heads_blend_and_what_no_head_keeps_is_dimmed():
     np.testing.assert_allclose(drawn[0, 20], (np.array(draw.color(2)) + 100) / 2, atol=0.5)
 
 
+def test_heads_keep_their_own_colours_among_others():
+    maps = random_maps(2, 4, 5)
+    some = HeadColors()(grey(32, 40), maps, 8, numbers=[7, 2])
+    all_heads = np.zeros((8, 4, 5))
+    all_heads[[7, 2]] = maps
+    np.testing.assert_array_equal(some, HeadColors()(grey(32, 40), all_heads, 8))
+
+
 def test_sixteen_heads_can_be_told_apart():
     draw = HeadColors()
     colors = np.array([[draw.color(head) for head in range(16)]], np.float32) / 255

@@ -8,7 +8,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dino.attention.maps import attention_maps, prepare
-from dino.attention.patch_features import PrincipalColors, feature_at, patch_features, similarity
+from dino.attention.patch_features import (
+    OutsideError,
+    PrincipalColors,
+    feature_at,
+    patch_features,
+    similarity,
+)
 from dino.runtime.options import UserError
 from xcit import XCiT
 
@@ -60,12 +66,27 @@ def test_a_patch_changes_its_own_feature_most():
 
 
 def test_a_network_without_patches_is_refused():
-    with pytest.raises(
-        UserError, match="ResNet has no patches whose features could be drawn; XCiT and vision"
-    ):
+    with pytest.raises(UserError, match="no class attention to draw in ResNet: --arch takes"):
         patch_features(timm.create_model("resnet18", num_classes=0), pixels(32, 32))
-    with pytest.raises(UserError, match="Identity has no patches"):
+    with pytest.raises(UserError, match="in Identity"):
         patch_features(nn.Identity(), pixels(32, 32))
+
+
+@pytest.mark.parametrize("tile", [8, 64, 104])
+def test_tiles_change_no_feature_where_patches_see_their_neighbours_only(tile: int):
+    backbone, image = tiny_xcit(), pixels(203, 165)
+    for block in backbone.blocks:
+        nn.init.zeros_(block.gamma1)  # no cross-covariance attention: the rest is local
+    whole = patch_features(backbone, image)
+    assert whole.std(axis=(0, 1)).min() > 1e-3
+    np.testing.assert_allclose(patch_features(backbone, image, tile=tile), whole, atol=1e-4)
+
+
+def test_features_are_tiled_only_where_the_picture_is_larger():
+    backbone, image = tiny_xcit(), pixels(64, 240)
+    whole = patch_features(backbone, image)
+    np.testing.assert_array_equal(patch_features(backbone, image, tile=240), whole)
+    assert (patch_features(backbone, image, tile=80) != whole).any()
 
 
 def test_similarity_is_the_cosine():
@@ -97,9 +118,9 @@ def test_a_point_is_a_row_and_a_column_of_pixels():
 
 @pytest.mark.parametrize("point", [(24, 0), (0, 32), (-1, 0), (0, -1)])
 def test_a_point_outside_is_refused_with_the_pictures_size(point):
-    with pytest.raises(UserError, match=rf"row {point[0]}, column {point[1]} lies .* has 24 x 32 pixels"):
+    with pytest.raises(OutsideError, match=rf"the point {point[1]} {point[0]} lies .* of 32 x 24 pixels"):
         feature_at(random_features(3, 4, 2), point, 8)
-    with pytest.raises(UserError, match=r"has 20 x 30 pixels .* name one from 0 0 to 19 29"):
+    with pytest.raises(OutsideError, match=r"of 30 x 20 pixels: its x .* 0 and 29, its y between 0 and 19$"):
         feature_at(random_features(3, 4, 2), (20, 3), 8, size=(20, 30))
 
 

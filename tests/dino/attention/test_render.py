@@ -47,6 +47,16 @@ def test_percentiles_keep_an_outlier_from_darkening_the_rest():
     assert normalize(weights)[5, 5] < 0.001
 
 
+@pytest.mark.parametrize("ground", [0.0, 1e-3])
+def test_a_few_patches_on_an_even_ground_are_not_hidden_by_percentiles(ground):
+    weights = np.full((2, 20, 20), ground, np.float32)
+    weights[0, 3, 4], weights[0, 7, 7] = 0.5, 0.25
+    weights[1] = random_map(20, 20)
+    scaled = normalize(weights, percentiles=(0, 99))
+    np.testing.assert_allclose(scaled[0], (weights[0] - ground) / (0.5 - ground), atol=1e-6)
+    np.testing.assert_array_equal(scaled[1], normalize(weights[1], percentiles=(0, 99)))
+
+
 def test_fixed_limits_put_different_maps_on_one_scale():
     np.testing.assert_allclose(normalize(np.array([[1.0, 2.0, 9.0]]), limits=(0.0, 4.0)), [[0.25, 0.5, 1.0]])
     maps = np.stack([random_map(3, 4), 5 * random_map(3, 4, seed=1)])

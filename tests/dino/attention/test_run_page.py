@@ -51,8 +51,8 @@ def sheets(page):
 
 def test_the_numbers_of_a_run_stand_above_everything(tmp_path):
     assert headline(html(tmp_path, ROWS, "run")) == [
-        ("42.8 %", "20-NN accuracy, epoch 5"),
-        ("44.0 %", "the best, epoch 4"),
+        ("42.8 %", "20-NN accuracy after 5 epochs"),
+        ("44.0 %", "the best, after 4 epochs"),
         ("33.4 %", "of the random network before training"),
         ("5", "epochs trained"),
     ]
@@ -61,11 +61,11 @@ def test_the_numbers_of_a_run_stand_above_everything(tmp_path):
 def test_each_look_has_a_row_in_the_table(tmp_path):
     none = "\N{EN DASH}"
     assert cells(html(tmp_path, ROWS, "run", neighbours=10)) == [
-        ["After", "10-NN, %", "balanced, %", "over random, points", "loss"],
+        ["When", "10-NN, %", "balanced, %", "over random, points", "loss"],
         ["before training", "33.4", none, none, none],
-        ["epoch 2", "41.0", "28.4", "+7.6", "4.500"],
-        ["epoch 4, the best", "44.0", "34.5", "+10.6", "4.000"],
-        ["epoch 5", "42.8", none, "+9.4", none],
+        ["after 2 epochs", "41.0", "28.4", "+7.6", "4.500"],
+        ["after 4 epochs, the best", "44.0", "34.5", "+10.6", "4.000"],
+        ["after 5 epochs", "42.8", none, "+9.4", none],
     ]
 
 
@@ -76,32 +76,34 @@ def test_the_sheets_are_in_order_with_the_accuracy_measured_at_each(tmp_path):
     page = html(folder, ROWS, "run")
     assert [sheet["label"] for sheet in sheets(page)] == [
         "before training · 20-NN 33.4 %",
-        "epoch 2 · 20-NN 41.0 %",
-        "epoch 3",
-        "epoch 5 · 20-NN 42.8 %",
-        "epoch 12",
+        "after 2 epochs · 20-NN 41.0 %",
+        "after 3 epochs",
+        "after 5 epochs · 20-NN 42.8 %",
+        "after 12 epochs",
     ]
     assert all((folder / sheet["address"]).is_file() for sheet in sheets(page))
-    assert 'src="attention/epoch_0012.png" width="50" height="30" alt="Attention maps, epoch 12"' in page
+    assert (
+        'src="attention/epoch_0012.png" width="50" height="30" alt="Attention maps, after 12 epochs"' in page
+    )
     assert re.search(r'<img src="curves.png" alt="[^"]+"', page)
 
 
 def test_of_rows_with_the_same_epoch_the_last_counts(tmp_path):
     rows = [*ROWS, {"epoch": 4, "train_loss": 3.9, "knn": 50.0}]
-    assert cells(html(tmp_path, rows, "run"))[-1][:2] == ["epoch 5, the best", "50.0"]
+    assert cells(html(tmp_path, rows, "run"))[-1][:2] == ["after 5 epochs, the best", "50.0"]
 
 
 @pytest.mark.parametrize("knn", [None, math.nan, math.inf, "lost"])
 def test_a_run_without_accuracies_shows_what_it_has(tmp_path, knn):
     page = html(run(tmp_path, sheets=(0, 1)), [{"epoch": 0, "train_loss": 4.8, "knn": knn}], "run")
     assert headline(page) == [("1", "epoch trained")]
-    assert [sheet["label"] for sheet in sheets(page)] == ["before training", "epoch 1"]
+    assert [sheet["label"] for sheet in sheets(page)] == ["before training", "after 1 epoch"]
     assert "<table" not in page and "No k-NN accuracy has been measured" in page
 
 
 def test_an_accuracy_without_that_of_the_random_network_is_compared_with_none(tmp_path):
     page = html(tmp_path, [{"epoch": 0, "knn": 20.0}], "run")
-    assert cells(page)[1:] == [["epoch 1, the best", "20.0", *["\N{EN DASH}"] * 3]]
+    assert cells(page)[1:] == [["after 1 epoch, the best", "20.0", *["\N{EN DASH}"] * 3]]
 
 
 def test_a_run_that_has_not_begun_has_a_page(tmp_path):

@@ -52,6 +52,16 @@ def test_a_long_clip_takes_no_more_memory_and_is_sampled_evenly():
     assert scale({"mean": np.full((1, 1), 2500, np.float32)})["mean"][0, 0] == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_clip_of_many_patches_keeps_fewer_frames_and_the_same_limits():
+    random = np.random.default_rng(0)
+    scale = ClipScale((1, 99))
+    for _ in range(200):
+        scale.see({"mean": random.random((300, 400), np.float32), "small": random.random((3, 4), np.float32)})
+    assert sum(frame.nbytes for frame in scale._seen["mean"]) < 40e6
+    found = scale({"mean": np.full((300, 400), 0.4, np.float32)})["mean"]
+    assert found[0, 0] == pytest.approx((0.4 - 0.01) / 0.98, abs=1e-3)
+
+
 def test_a_running_scale_follows_slowly_and_forgets():
     scale = RunningScale((0, 100))
     first = scale({"mean": layer(1)}, 0.0)["mean"]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino.attention.jaccard import jaccard
 from dino.attention.maps import attention_maps
-from dino.attention.score import jaccard, main, run
+from dino.attention.score import main, run
 from dino.attention.score_options import ScoreOptions, check
 from dino.attention.score_table import PictureScore, as_text, best_single, means
 from dino.runtime.backbones import create_backbone
@@ -152,7 +153,7 @@ def test_of_many_left_out_the_first_are_said(data: Path, capsys):
         ({"heads": "4"}, "--heads 4: this model has heads 0 to 3"),
         ({"heads": "best"}, "'best' is none of all, mean, max, auto"),
         ({"block": 7}, "--block 7"),
-        ({"arch": "resnet18"}, "ResNet has no class attention"),
+        ({"arch": "resnet18"}, "no class attention to draw in ResNet"),
         ({"pretrained_weights": "gone.pth"}, "gone.pth"),
         ({"output_dir": "text.txt"}, "cannot write into --output_dir text.txt"),
     ],
@@ -180,6 +181,17 @@ def test_nothing_but_unusable_pictures_is_a_mistake(data: Path):
         file.write_bytes(b"")
     with pytest.raises(UserError, match=r"none of the 3 pictures .* can be read: 0\.png: empty file"):
         run(options(data))
+
+
+def test_the_mean_is_of_the_heads_that_are_listed_below_it():
+    chance = {"whole picture": 0.1, "centred disc": 0.2}
+    some = as_text(means([PictureScore("a", 1, {"mean": 0.5, "max": 0.4, "head3": 0.3, **chance})]), (1,))
+    assert re.findall(r"(?:mean|maximum) of (?:all heads|the heads below)", some) == [
+        "mean of the heads below",
+        "maximum of the heads below",
+    ]
+    assert some.index("the heads below") < some.index("  head 3")
+    assert "mean of all heads" in as_text(means([PictureScore("a", 1, {"mean": 0.5, **chance})]), (1,))
 
 
 def test_a_single_picture_has_no_standard_error():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dino.attention.render import enlarge, heat, normalize
-from dino.attention.sheet import AttentionSheet
+from dino.attention.sheet import AttentionSheet, Panel, panel_sheet
 
 TILE = 64
 
@@ -45,23 +45,41 @@ def test_rows_are_pictures_and_columns_the_picture_the_mean_and_each_head():
             np.testing.assert_array_equal(cut(sheet, box), expected)
 
 
-def test_with_labels_maps_are_drawn_as_given_each_on_its_own_scale():
-    chosen = maps(2) * np.array([1, 100], np.float32)[:, None, None]
-    sheet = AttentionSheet(tile=TILE)([red()], [chosen], patch_size=8, labels=["max", "head 3"])
+def test_panels_are_shown_as_they_are_each_under_its_label():
+    drawn = [Panel(heat(maps(1, 8, 8, seed)[0]), f"head {seed}", patches=True) for seed in range(3)]
+    sheet = panel_sheet([Panel(red(), "picture"), *drawn], tile=TILE, columns=2)
     tiles = find_tiles(sheet)
-    assert len(tiles) == 3
-    for box, weights in zip(tiles[1:], chosen, strict=True):
-        expected = heat(enlarge(normalize(weights, percentiles=(0, 99)), TILE // 4, (TILE, TILE)))
-        np.testing.assert_array_equal(cut(sheet, box), expected)
-    other = AttentionSheet(tile=TILE)([red()], [chosen], patch_size=8, labels=["min", "head 5"])
-    named = (sheet != other).any(axis=-1)
-    top, left, _, cols = tiles[1]
-    assert named[:top, left : left + cols].any() and not named[top:].any()
+    assert [box[2:] for box in tiles] == [(TILE, TILE)] * 4 and len({top for top, *_ in tiles}) == 2
+    for box, panel in zip(tiles[1:], drawn, strict=True):
+        np.testing.assert_array_equal(cut(sheet, box), panel.pixels.repeat(8, axis=0).repeat(8, axis=1))
+    other = [Panel(panel.pixels, "head 9", patches=True) for panel in drawn]
+    named = (sheet != panel_sheet([Panel(red(), "picture"), *other], tile=TILE, columns=2)).any(axis=-1)
+    for top, left, _, cols in tiles[1:]:
+        assert named[top - 20 : top, left : left + cols].any() and not named[top : top + TILE].any()
 
 
-def test_maps_without_a_label_each_are_refused():
-    with pytest.raises(ValueError, match="one label per map, got 1 for 2 maps"):
-        AttentionSheet()([red()], [maps(2)], patch_size=8, labels=["max"])
+def test_a_spot_beside_a_label_tells_which_colour_a_head_has():
+    panels = [
+        Panel(red(), "head 3", (30, 144, 255)),
+        Panel(red(), "head 5", (50, 205, 50)),
+        Panel(red(), "mean"),
+    ]
+    sheet = panel_sheet(panels, tile=TILE, columns=3)
+    tiles = find_tiles(panel_sheet([Panel(red(), panel.label) for panel in panels], tile=TILE, columns=3))
+    for (top, left, _, cols), panel in zip(tiles, panels, strict=True):
+        above = sheet[:top, left : left + cols].reshape(-1, 3).tolist()
+        spots = {color: above.count(list(color)) for color in ((30, 144, 255), (50, 205, 50))}
+        assert [color for color, count in spots.items() if count > 30] == (
+            [panel.color] if panel.color else []
+        )
+
+
+def test_a_title_far_wider_than_the_panels_loses_its_middle():
+    name = "a" + "x" * 250 + ".jpg"
+    long, longer = (panel_sheet([Panel(red())], title=title, tile=TILE) for title in (name, name * 9))
+    assert long.shape[1] < 1000 and longer.shape[1] < 1000
+    short = panel_sheet([Panel(red())], title="a photo.jpg", tile=TILE)
+    assert (short < 128).all(axis=-1).any() and short.shape[1] < 300
 
 
 def test_one_pictures_row_can_be_broken():

@@ -12,47 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dino.attention.maps import attention_maps
 from dino.attention.render import enlarge, heat, mass_mask, normalize
 from dino.attention.visualize import main, run
-from dino.attention.visualize_options import VisualizeOptions
 from dino.runtime.backbones import create_backbone
 from dino.runtime.options import UserError
-
-ARCH = "xcit_nano_12_p16"
-HEADS = 4
-NAMES = ("mean", "max", *(f"head{head}" for head in range(HEADS)))
-ALWAYS = {"img.png", "sheet.png", "attention.json", *(f"attn-{name}.png" for name in NAMES)}
-
-
-def save_picture(path: Path, rows: int = 37, cols: int = 52) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(rows).integers(0, 256, (rows, cols, 3), dtype=np.uint8)
-    Image.fromarray(values).save(path)
-    return path
-
-
-def names(folder: Path) -> set[str]:
-    return {file.name for file in folder.iterdir()}
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def options(picture: Path | str, output_dir: Path, **others: object) -> VisualizeOptions:
-    given = {
-        "arch": ARCH,
-        "pretrained_weights": "random",
-        "input": (str(picture),),
-        "output_dir": str(output_dir),
-        "device": "cpu",
-        "precision": "fp32",
-    }
-    return VisualizeOptions(**{**given, **others})
+from tests.dino.attention.small_drawings import ALWAYS, ARCH, NAMES, names, options, pixels, save_picture
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +103,19 @@ def test_pictures_for_a_vit_have_dinos_size_unless_another_is_asked_for(tmp_path
     vit = {"arch": "vit_tiny", "patch_size": 16, "heads": "0"}
     run(options(source, tmp_path / "dino", **vit))
     assert pixels(tmp_path / "dino" / "img.png").shape == (480, 480, 3)
-    assert "pictures are resized to 480 x 480" in capsys.readouterr().out
-    for size, expected in (((0,), (37, 52)), ((30,), (30, 42)), ((16, 40), (16, 40))):
+    assert (
+        "pictures are resized to 480 rows and 480 columns of pixels, as by DINO's script"
+        in capsys.readouterr().out
+    )
+    for size, expected, said in (
+        ((0,), (37, 52), ""),
+        ((30,), (30, 42), "pictures are resized to a short side of 30 pixels\n"),
+        ((16, 40), (16, 40), "pictures are resized to 16 rows and 40 columns of pixels\n"),
+    ):
         run(options(source, tmp_path / "own", **vit, image_size=size))
         assert pixels(tmp_path / "own" / "img.png").shape[:2] == expected
-    assert "resized" not in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert said in out and ("resized" in out) == bool(said)
 
 
 def test_a_folder_keeps_its_tree_and_skips_what_is_broken(tmp_path: Path, capsys):
@@ -155,7 +129,7 @@ def test_a_folder_keeps_its_tree_and_skips_what_is_broken(tmp_path: Path, capsys
     assert names(out) == {"a", "deep", "index.html"}
     assert names(out / "deep" / "b") == names(out / "a") == ALWAYS
     said = capsys.readouterr().out
-    assert f"skipped {source / 'broken.png'}: empty file" in said and "broken.mp4" in said
+    assert f"skipped: {source / 'broken.png'}: empty file" in said and "broken.mp4" in said
     assert "Drew 2 pictures of 4 inputs" in said
     page = (out / "index.html").read_text()
     assert "deep/b" in page and "broken" not in page
@@ -173,13 +147,14 @@ def test_heads_are_picked_without_labels_and_it_is_said_how(tmp_path: Path, caps
     assert not (tmp_path / "out" / "index.html").exists()
 
 
-def test_large_pictures_are_tiled_on_request(tmp_path: Path):
-    source = save_picture(tmp_path / "a.png", 80, 400)
-    for tile in (0, 96):
-        run(options(source, tmp_path / str(tile), tile=tile, npz=True))
-    whole, tiled = (np.load(tmp_path / str(tile) / "maps.npz")["attention"] for tile in (0, 96))
-    assert whole.shape == tiled.shape == (HEADS, 5, 25)
-    assert (whole != tiled).any()
+def test_the_page_begins_with_the_heads_and_the_scale_that_were_asked_for(tmp_path: Path):
+    source = save_picture(tmp_path / "a.png")
+    run(options(source, tmp_path / "some", heads="3,1", percentiles=(2.0, 90.0)))
+    run(options(source, tmp_path / "all", scale=(0.0, 5.0), heads="mean"))
+    some, all_heads = ((tmp_path / name / "index.html").read_text() for name in ("some", "all"))
+    assert 'data-on="3,1"' in some and '"percentiles": [2.0, 90.0], "even": null' in some
+    assert 'data-on="0,1,2,3"' in all_heads and '"even": [0.0, 5.0]' in all_heads
+    assert 'href="attn-head3.png"' in some and "attn-head0" not in some
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -198,8 +173,11 @@ def test_a_url_is_fetched(tmp_path: Path):
         np.testing.assert_array_equal(
             pixels(tmp_path / "out" / "img.png"), pixels(tmp_path / "served" / "my picture.png")
         )
+        gone = url.replace("my%20picture", "gone")
         with pytest.raises(UserError, match=r"cannot download .*/gone.png: .*404"):
-            run(options(url.replace("my%20picture", "gone"), tmp_path / "out"))
+            run(options(gone, tmp_path / "out"))
+        run(options(url, tmp_path / "two", heads="auto", input=(gone, url)))
+        assert (tmp_path / "two" / "my picture" / "img.png").exists()
     finally:
         server.shutdown()
         server.server_close()
@@ -215,7 +193,23 @@ def test_a_url_is_fetched(tmp_path: Path):
             "--image_path *.jpg: no pictures or videos fit this pattern",
         ),
         ({"input": ("text.png",)}, "text.png: not a picture that Pillow can read"),
-        ({"input": ("text.png", "zero.png")}, "nor can the 1 others"),
+        ({"input": ("text.png", "zero.png")}, "can read; nor can the other one be drawn"),
+        ({"input": ("text.png", "zero.png", "text.png")}, "; nor can the 2 others be drawn"),
+        (
+            {"input": ("img.png",), "output_dir": "."},
+            "img.png would be overwritten by an output of the same name",
+        ),
+        ({"input": ("~nobody-of-that-name/a.png",)}, "there is no such user, whose home ~ would be"),
+        ({"output_dir": "~nobody-of-that-name"}, "--output_dir ~nobody-of-that-name: there is no such user"),
+        ({"input": ("x" * 300,)}, "--input: cannot read " + "x" * 300 + ": File name too long"),
+        (
+            {"image_size": (9_000_000,)},
+            "a.png: a picture of 52 x 37 pixels resized to 12648648 x 9000000 would",
+        ),
+        (
+            {"draw": ("colors",), "heads": "mean,max"},
+            "--draw colors gives every single head a colour of its own",
+        ),
         ({"output_dir": "text.png"}, "cannot write into --output_dir text.png: File exists; name another"),
         ({"colormap": "infernoo"}, "did you mean inferno"),
         ({"threshold": 60.0}, "--threshold is a part, between 0 and 1, got 60.0"),
@@ -228,14 +222,15 @@ def test_a_url_is_fetched(tmp_path: Path):
         ({"percentiles": (5.0, 101.0)}, "between 0 and 100, got 5 101"),
         ({"scale": (3.0, 1.0)}, "--scale takes a low and a higher number, got 3 1"),
         ({"similar_to": (4,)}, "--similar_to takes x and y in pixels, got 4"),
-        ({"similar_to": (500, 2)}, "row 2, column 500 lies outside"),
+        ({"similar_to": (500, 2)}, "a.png: the point 500 2 lies outside of the picture of 52 x 37 pixels"),
         ({"heads": "4"}, "--heads 4: this model has heads 0 to 3"),
         ({"heads": "first"}, "'first' is none of"),
         ({"block": 2}, "--block 2: this model has 2 blocks"),
         ({"stride": 0}, "--stride must be 1 or more, got 0"),
         ({"fps": 0.0}, "--fps must be more than 0"),
         ({"tile": 7, "input": ("a.png",)}, "a tile holds at least one patch of 16 pixels"),
-        ({"arch": "resnet18"}, "ResNet has no class attention to draw; XCiT and vision transformers"),
+        ({"arch": "vit_tiny", "tile": 64}, "--tile is for XCiT, whose tokens are computed locally"),
+        ({"arch": "resnet18"}, "there is no class attention to draw in ResNet: --arch takes XCiT's names"),
         ({"arch": "xcit_nano"}, "unknown model 'xcit_nano'"),
         ({"pretrained_weights": "gone.pth"}, "gone.pth"),
         ({"pretrained_weights": ""}, f"there are no published DINO weights of {ARCH}"),
@@ -250,40 +245,11 @@ def test_a_mistake_gets_one_sentence_and_no_file(tmp_path: Path, monkeypatch, wr
     save_picture(Path("a.png"))
     Path("text.png").write_text("no picture")
     Path("zero.png").touch()
+    Path("img.png").touch()
     with pytest.raises(UserError, match=re.escape(sentence)) as caught:
         run(options("a.png", **{"output_dir": "out", **wrong}))
     assert "\n" not in str(caught.value)
     assert not [file for file in tmp_path.glob("out/**/*") if file.is_file()]
-
-
-# What cannot be read at all; each is named and left out.
-_BROKEN = {
-    *(
-        "truncated.jpg",
-        "derived_samoyed_truncated60.jpg",
-        "corrupt.jpg",
-        "corrupt_header.jpg",
-        "zero_byte.jpg",
-    ),
-    *("broken_data_stream.png", "truncated_image.png", "text_not_image.jpg", "bomb_65536x65536.png"),
-}
-
-
-@pytest.mark.slow
-def test_all_odd_pictures_are_drawn_upright_and_whole_or_named(tmp_path: Path, shared_data: Path, capsys):
-    odd = shared_data / "images-odd"
-    run(options(odd, tmp_path, image_size=(64,), heads="mean"))
-    said = capsys.readouterr().out
-    skipped = {Path(line.split(": ")[0]).name for line in said.splitlines() if line.startswith("skipped")}
-    assert skipped == _BROKEN
-    pictures = [file for file in odd.iterdir() if file.name not in _BROKEN]
-    assert f"Drew {len(pictures)} pictures" in said
-    assert len(list(tmp_path.glob("**/attn-mean.png"))) == len(pictures)
-    assert pixels(tmp_path / "exif6_landscape" / "img.png").shape == (64, 96, 3)
-    assert pixels(tmp_path / "giant_20000x14000_gray" / "img.png").shape == (64, 91, 3)
-    for name, shape in (("derived_1x1.png", (1, 1)), ("derived_strip_1072x10.jpg", (10, 1072))):
-        run(options(odd / name, tmp_path / "own", heads="mean"))
-        assert pixels(tmp_path / "own" / "attn-mean.png").shape == (*shape, 3)
 
 
 def test_help_needs_no_torch():

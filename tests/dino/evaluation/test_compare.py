@@ -51,7 +51,7 @@ def test_random_vits_have_the_patch_size_of_the_checkpoint(run, tmp_path, monkey
         made.append((arch, patch_size))
         return create_backbone(arch, patch_size)
 
-    monkeypatch.setattr("dino.runtime.backbones.create_backbone", create)
+    monkeypatch.setattr("dino.runtime.named_backbone.create_backbone", create)
     run("--pretrained_weights", tmp_path / "checkpoint.pth", *flags)
     assert made == [("vit_tiny", 8), ("vit_tiny", 8)]
 

@@ -60,6 +60,31 @@ def test_an_error_arrives_after_the_items_before_it():
         assert next(iter(items)) == 1
 
 
+class NoIterator:
+    def __iter__(self):
+        raise OSError("disk")
+
+
+def breaks_at_its_end():
+    try:
+        yield 1
+    finally:
+        raise OSError("disk")
+
+
+def test_an_error_at_either_end_of_the_items_arrives_too():
+    for items, expected in ((NoIterator(), []), (breaks_at_its_end(), [1])):
+        taken = []
+        with pytest.raises(OSError, match="disk"), Ahead(items) as ahead:
+            taken.extend(ahead)
+        assert taken == expected
+
+
+def test_who_asks_again_after_the_end_gets_the_end_again():
+    with Ahead(range(3)) as items:
+        assert list(items) == [0, 1, 2] and list(items) == []
+
+
 def test_leaving_early_ends_the_thread_and_closes_the_source():
     closed = threading.Event()
 
@@ -75,6 +100,22 @@ def test_leaving_early_ends_the_thread_and_closes_the_source():
         for _ in items:
             raise KeyboardInterrupt
     assert closed.is_set() and threading.active_count() == before
+
+
+def test_leaving_early_closes_what_is_behind_the_stopwatch():
+    closed = threading.Event()
+
+    def endless():
+        try:
+            while True:
+                yield 0
+        finally:
+            closed.set()
+
+    kept = endless()
+    with Ahead(Stopwatch().items("made", kept)) as items:
+        assert next(iter(items)) == 0
+    assert closed.is_set()
 
 
 def test_the_stopwatch_counts_work_and_not_waiting():

@@ -1,25 +1,19 @@
-"""What a backbone's weights say about it: checksum, architecture, published files; and its last blocks."""
+"""What is asked of a backbone beside its features: its last blocks, and the checksum of its weights."""
 
-import argparse
 import hashlib
-import re
 
 import pytest
 import torch
 from torch import nn
 
 from dino.runtime.backbones import (
-    architecture_of,
     create_backbone,
     last_blocks,
-    published_dino_weights,
     reads_blocks,
-    stored_options,
     tensors_sha256,
     tokens,
 )
 from dino.runtime.options import UserError
-from xcit.zoo import DINO, PUBLISHED
 
 
 def images(side):
@@ -145,62 +139,3 @@ def test_one_changed_element_mode_and_gradients():
 def test_the_device_is_no_part_of_the_checksum():
     backbone = create_backbone("xcit_pico_3_p8")
     assert tensors_sha256(backbone) == tensors_sha256(backbone.cuda())
-
-
-# Published and stored
-
-
-@pytest.mark.parametrize(
-    ("arch", "patch_size", "name"),
-    [
-        ("vit_small", 16, "dino_vit_small_16"),
-        ("vit_small", 8, "dino_vit_small_8"),
-        ("deit_small", 16, "dino_vit_small_16"),
-        ("deit_small", 8, "dino_vit_small_8"),
-        ("vit_base", 8, "dino_vit_base_8"),
-        ("xcit_small_12_p8", 16, "dino_xcit_small_12_p8"),
-        ("resnet50", 16, "dino_resnet50"),
-        ("vit_small", 14, None),
-        ("vit_tiny", 16, None),
-        ("xcit_nano_12_p16", 16, None),
-    ],
-)
-def test_the_published_dino_weights_of_an_architecture(arch, patch_size, name):
-    assert published_dino_weights(arch, patch_size) == name
-
-
-def test_published_names_tell_their_architecture_without_a_download():
-    for name, published in PUBLISHED.items():
-        assert architecture_of(name) == (published.architecture, published.patch_size)
-    assert all(published_dino_weights(*architecture_of(name)) == name for name in DINO)
-
-
-@pytest.mark.parametrize(
-    ("args", "answer"),
-    [
-        ({"arch": "vit_tiny", "patch_size": 8}, ("vit_tiny", 8)),
-        (argparse.Namespace(arch="deit_small", patch_size=16), ("deit_small", 16)),
-        ({"arch": "xcit_pico_3_p8"}, ("xcit_pico_3_p8", None)),
-        ({"arch": "xcit_pico_3_p8", "patch_size": "16"}, ("xcit_pico_3_p8", None)),
-        ({"arch": None}, None),
-        ({"epochs": 3}, None),
-        ({}, None),
-        (None, None),
-        (["--arch", "vit_tiny"], None),
-        ("absent", None),
-    ],
-    ids=str,
-)
-def test_a_checkpoint_tells_its_architecture_by_its_options(tmp_path, args, answer):
-    checkpoint = {"teacher": {"backbone.norm.weight": torch.ones(2)}}
-    torch.save(checkpoint if args == "absent" else {**checkpoint, "args": args}, tmp_path / "checkpoint.pth")
-    assert architecture_of(str(tmp_path / "checkpoint.pth")) == answer
-    assert isinstance(dict(stored_options(str(tmp_path / "checkpoint.pth"))), dict)
-
-
-def test_weights_that_are_not_there_are_a_users_error(tmp_path):
-    with pytest.raises(UserError, match=rf"^there is no file {re.escape(str(tmp_path))}/none\.pth, "):
-        architecture_of(str(tmp_path / "none.pth"))
-    (tmp_path / "noise.pth").write_bytes(b"noise")
-    with pytest.raises(UserError, match="is not a weights file, or it is damaged"):
-        architecture_of(str(tmp_path / "noise.pth"))

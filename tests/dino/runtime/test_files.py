@@ -1,13 +1,12 @@
 import errno
 import os
-import resource
-import signal
 from pathlib import Path
 
 import pytest
 
-from dino.runtime.files import make_writable, write_atomically
+from dino.runtime.files import expanded, make_writable, write_atomically
 from dino.runtime.options import UserError
+from tests.full_disk import full_disk
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -17,6 +16,14 @@ def failing(error):
         raise error
 
     return fail
+
+
+def test_a_home_is_found_or_said_to_be_nobodys(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/a", "--input") == tmp_path / "a"
+    assert expanded("b/~c", "--input") == Path("b/~c")
+    with pytest.raises(UserError, match=r"^--input ~nobody-of-that-name/a: there is no such user"):
+        expanded("~nobody-of-that-name/a", "--input")
 
 
 @pytest.fixture
@@ -50,15 +57,11 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(place, file, monkeypatch):
 
 
 def test_a_disk_that_is_full_half_way_leaves_the_old_file_and_no_other(file):
-    limits, on_signal = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(UserError, match="File too large; what was there before is unchanged"):
-            write_atomically(file, lambda temporary: temporary.write_bytes(bytes(2000)))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, on_signal)
+    with (
+        full_disk(1000),
+        pytest.raises(UserError, match="File too large; what was there before is unchanged"),
+    ):
+        write_atomically(file, lambda temporary: temporary.write_bytes(bytes(2000)))
     assert_old_and_alone(file)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from dino.runtime.images import MAX_PIXELS, BrokenImageError, decode, rgb, suffixes
+from dino.runtime.images import MAX_PIXELS, BrokenImageError, LargeJpegError, decode, rgb, suffixes
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 ODD = SHARED / "images-odd"
@@ -149,6 +149,18 @@ def test_a_giant_is_decoded_only_where_it_shrinks_below_the_limit() -> None:
     path = ODD / "giant_20000x14000_gray.jpg"
     assert decode(path, "giant", at_least=224).size == (2500, 1750)
     assert reason(path) == "280 Mpx, the limit is 128 Mpx"
+
+
+def test_of_too_many_pixels_fewer_can_be_read_from_a_jpeg_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dino.runtime.images.MAX_PIXELS", 2000)
+    with pytest.raises(LargeJpegError, match=r"^a: 0 Mpx, the limit is"):
+        decode(jpeg((400, 300)), "a")
+    with pytest.raises(LargeJpegError):
+        decode(jpeg((400, 300)), "a", at_least=200)
+    assert decode(jpeg((400, 300)), "a", at_least=10).size == (50, 38)
+    with pytest.raises(BrokenImageError) as caught:
+        decode(png_header(400, 300), "a", at_least=10)
+    assert not isinstance(caught.value, LargeJpegError)
 
 
 @needs_odd_pictures

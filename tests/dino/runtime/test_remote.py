@@ -25,7 +25,8 @@ def test_a_path_is_no_url():
     assert not is_url("photos/a.jpg") and not is_url("C:/a.jpg") and not is_url("file:///a.jpg")
 
 
-def test_what_cannot_be_had_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"cannot download http://127.0.0.1:9/a.jpg: .*is there a network"):
-        download("http://127.0.0.1:9/a.jpg", tmp_path)
+@pytest.mark.parametrize("name", ["a.jpg", "two words.jpg"])
+def test_what_cannot_be_had_is_one_sentence(name, tmp_path):
+    with pytest.raises(UserError, match=f"cannot download http://127.0.0.1:9/{name}: .*is there a network"):
+        download(f"http://127.0.0.1:9/{name}", tmp_path)
     assert list(tmp_path.iterdir()) == []

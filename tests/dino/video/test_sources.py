@@ -1,7 +1,5 @@
 """Frames against clips made here, whose every frame is known, and real files against OpenCV and bare PyAV."""
 
-import contextlib
-import signal
 import wave
 import weakref
 from fractions import Fraction
@@ -15,7 +13,6 @@ from av.video.reformatter import ColorRange, VideoReformatter
 from PIL import Image
 
 from dino.runtime.options import UserError
-from dino.video.camera import Camera
 from dino.video.frame_folder import FrameFolder
 from dino.video.video_file import VideoFile, is_video_name
 
@@ -320,6 +317,19 @@ def test_a_broken_picture_is_named_and_its_time_kept(tmp_path):
     assert frames[-1].pixels[:, 2:6].min() > 190 and not frames[-1].pixels[:, [0, 1, 6, 7]].any()
 
 
+def test_broken_pictures_at_both_ends_leave_the_folder_its_time(tmp_path):
+    for number in (2, 3):
+        picture(tmp_path / f"{number}.png", number)
+    for number in (1, 4, 5):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    frames = list(source := FrameFolder(tmp_path, fps=10))
+    assert [(frame.time, frame.duration) for frame in frames] == [
+        (0, Fraction(1, 10)),
+        (Fraction(1, 10), Fraction(3, 10)),
+    ]
+    assert source.begins == Fraction(1, 10)
+
+
 def test_a_folder_without_frames_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read the folder"):
         FrameFolder(tmp_path / "x")
@@ -330,64 +340,3 @@ def test_a_folder_without_frames_is_refused(tmp_path):
         FrameFolder(tmp_path)
     with pytest.raises(UserError, match=r"1 pictures, 0.04 s long, but none from 7 s on"):
         FrameFolder(tmp_path, start=7)
-
-
-class FakeCamera:
-    """Level n in the blue channel of the n-th picture; none after `count`."""
-
-    def __init__(self, count=1000, on_read=None):
-        self.count, self.given, self.released, self.on_read = count, 0, False, on_read
-
-    def isOpened(self):  # noqa: N802 - OpenCV's name
-        return self.count > 0
-
-    def read(self):
-        if self.on_read:
-            self.on_read(self.given)
-        if self.given == self.count:
-            return False, None
-        self.given += 1
-        pixels = np.zeros((4, 6, 3), np.uint8)
-        pixels[..., 0] = self.given
-        return True, pixels
-
-    def get(self, _property):
-        return 29.97
-
-    def release(self):
-        self.released = True
-
-
-def camera(fake, **settings):
-    return Camera(0, capture=lambda device: fake, clock=lambda: 50 + fake.given * 0.04, **settings)
-
-
-def test_a_camera_gives_rgb_at_the_times_of_the_clock_until_its_seconds_have_passed():
-    with camera(fake := FakeCamera(), seconds=0.2) as source:
-        frames = list(source)
-    assert [int(frame.pixels[0, 0, 2]) for frame in frames] == [2, 3, 4, 5, 6]
-    assert [frame.time for frame in frames] == [Fraction(n, 25) for n in range(5)]
-    assert total(frames) == Fraction(1, 5) and frames[0].pixels[..., :2].max() == 0
-    assert fake.released and not source.repeatable and source.size == (4, 6)
-    assert source.length is None and source.damage == ""
-
-
-def test_the_first_interrupt_ends_a_camera_gently_and_the_second_interrupts():
-    before = signal.getsignal(signal.SIGINT)
-    interrupt = {5: signal.SIGINT}
-    fake = FakeCamera(on_read=lambda given: given in interrupt and signal.raise_signal(interrupt[given]))
-    with camera(fake) as source:
-        assert sum(1 for _ in source) == 5
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before and source.damage == ""
-
-
-def test_a_camera_that_is_missing_or_stops_is_told(capfd):
-    with pytest.raises(UserError, match="camera 0 gives no picture"):
-        camera(FakeCamera(0))
-    with contextlib.closing(camera(FakeCamera(3))) as source:
-        assert sum(1 for _ in source) == 2 and "camera 0 stopped" in source.damage
-    with pytest.raises(UserError, match="camera 97 gives no picture"):
-        Camera("97")
-    assert capfd.readouterr() == ("", "")

@@ -1,62 +1,22 @@
 """Clips that are written, read back by PyAV, OpenCV and Pillow."""
 
 import csv
-import resource
-import signal
+import shutil
 import weakref
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import pairwise
+from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from dino.runtime.options import UserError
-from dino.video.sound import Sound
 from dino.video.video_file import VideoFile
 from dino.video.writer import FORMATS, VideoWriter
-
-
-def picture(index, size=(48, 64)):
-    """Smooth, so that it survives coding, and another for each index."""
-    rows, cols = np.mgrid[0 : size[0], 0 : size[1]]
-    channels = [rows * 2 + index * 5, cols * 2 + index * 3, np.full(size, 40 + index * 7)]
-    return np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8)
-
-
-def write(path, durations, size=(48, 64), rate=Fraction(10), **settings):
-    """One picture for each duration; returns their times and the end."""
-    times = [Fraction(0)]
-    with VideoWriter(path, size, rate, **settings) as writer:
-        for index, duration in enumerate(durations):
-            writer.write(picture(index, size), times[-1], Fraction(duration))
-            times.append(times[-1] + Fraction(duration))
-    return times
-
-
-def read(path):
-    """By PyAV: (time, duration) of each frame and of the whole stream."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        frames = [
-            (frame.pts * stream.time_base, frame.duration * stream.time_base)
-            for frame in container.decode(stream)
-        ]
-        return frames, stream.duration * stream.time_base
-
-
-def opencv_count(path):
-    capture, count = cv2.VideoCapture(str(path)), 0
-    while capture.read()[0]:
-        count += 1
-    return count
-
-
-def names(folder):
-    return sorted(file.name for file in folder.iterdir())
-
+from tests.dino.video.clips import names, opencv_count, picture, read, write
+from tests.full_disk import full_disk
 
 STEADY = {
     rate: [1 / rate] * 20 for rate in map(Fraction, ("10", "12.5", "25", "30000/1001", "24000/1001", "60"))
@@ -181,6 +141,14 @@ def test_gif_leaves_out_what_browsers_would_slow_down(tmp_path):
     assert delays == [20] * 25
 
 
+@pytest.mark.parametrize("last", [Fraction(600), Fraction(7000)])
+def test_a_gif_that_stands_still_does_so_for_as_long_as_a_gif_can(last, tmp_path):
+    write(tmp_path / "a.gif", [Fraction(1, 10), last])
+    with Image.open(tmp_path / "a.gif") as image:
+        image.seek(1)
+        assert image.info["duration"] == min(1000 * last, 655_350)
+
+
 def test_pictures_are_exact_numbered_and_tabled(tmp_path):
     times = write(tmp_path / "frames", VARYING)
     expected = [f"frame-{n:06}.png" for n in range(1, 11)]
@@ -198,105 +166,12 @@ def test_pictures_replace_an_earlier_clip_but_nothing_else(tmp_path):
     write(tmp_path / "frames", VARYING, format="png")
     write(tmp_path / "frames", VARYING[:2], format="png")
     assert names(tmp_path / "frames") == ["frame-000001.png", "frame-000002.png", "frames.csv"]
+    (tmp_path / "frames" / ".DS_Store").touch()
+    write(tmp_path / "frames", VARYING[:2], format="png")
     (tmp_path / "frames" / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds other files, such as thesis.tex"):
         write(tmp_path / "frames", VARYING, format="png")
     assert len(names(tmp_path / "frames")) == 4
-
-
-def tone(path, codec, *, begin=0.0, seconds=4, rate=48_000):
-    """A clip that is silent but for one loud second from 2 to 3; pictures and sound start at `begin`."""
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("mpeg4", rate=10)
-        video.height, video.width = 32, 32
-        video.codec_context.time_base = Fraction(1, 1000)
-        audio = container.add_stream(codec, rate=rate)
-        for index in range(seconds * 10):
-            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
-            frame.pts = round((begin + index / 10) * 1000)
-            container.mux(video.encode(frame))
-            at = np.arange(rate // 10) / rate + index / 10
-            wave = np.where((at >= 2) & (at < 3), 0.5 * np.sin(2 * np.pi * 440 * at), 0)
-            sound = av.AudioFrame.from_ndarray((32767 * wave).astype(np.int16)[None], "s16", "mono")
-            sound.rate, sound.time_base = rate, Fraction(1, rate)
-            sound.pts = round(begin * rate) + index * (rate // 10)
-            container.mux(audio.encode(sound))
-        container.mux(video.encode(None))
-        container.mux(audio.encode(None))
-    return path
-
-
-def loud(path):
-    """When the loud second begins and ends, the sound's end and its codec, in a file that was written."""
-    with av.open(str(path)) as container:
-        stream = container.streams.audio[0]
-        chunks = [(float(frame.pts * frame.time_base), frame) for frame in container.decode(stream)]
-        at = np.concatenate([time + np.arange(frame.samples) / frame.sample_rate for time, frame in chunks])
-        level = np.concatenate(
-            [frame.to_ndarray().astype(float).reshape(-1, frame.samples)[0] for _, frame in chunks]
-        )
-        heard = at[np.abs(level) > 0.2 * np.abs(level).max()]
-        return heard[0], heard[-1], at[-1], stream.codec_context.codec.canonical_name
-
-
-def sound_length(path):
-    with av.open(str(path)) as container:
-        stream = container.streams.audio[0]
-        return float(stream.duration * stream.time_base)
-
-
-@pytest.mark.parametrize(
-    "source, codec, target, expected",
-    [
-        ("s.mp4", "aac", "a.mp4", "aac"),
-        ("s.mkv", "libmp3lame", "a.mp4", "mp3"),
-        ("s.mkv", "libopus", "a.mp4", "opus"),
-        ("s.mkv", "flac", "a.mp4", "flac"),
-        ("s.ts", "aac", "a.mp4", "aac"),
-        ("s.mkv", "pcm_s16le", "a.mp4", "aac"),
-        ("s.mkv", "ac3", "a.mp4", "aac"),
-        ("s.mp4", "aac", "a.avi", "mp3"),
-        ("s.mkv", "libmp3lame", "a.avi", "mp3"),
-    ],
-)
-@pytest.mark.parametrize("start", [0.0, 1.5])
-def test_sound_is_kept_in_time_and_cut_to_the_pictures(source, codec, target, expected, start, tmp_path):
-    file = tone(tmp_path / source, codec, begin=1.0 if source == "s.mkv" else 0.0)
-    count = 18 if start else 35
-    write(tmp_path / target, [Fraction(1, 10)] * count, audio_from=file, audio_start=start)
-    begin, end, over, name = loud(tmp_path / target)
-    assert name == expected
-    assert abs(begin - (2 - start)) < 0.03 and abs(end - (3 - start)) < 0.03
-    assert count / 10 - 0.06 < over <= count / 10 + 0.001
-    frames, duration = read(tmp_path / target)
-    assert len(frames) == count and frames[0][0] == 0 and duration == Fraction(count, 10)
-    with av.open(str(tmp_path / target)) as container:
-        assert abs(container.duration / av.time_base - count / 10) < 0.03
-
-
-def test_a_source_without_sound_is_fine_and_one_that_cannot_be_read_is_refused(tmp_path):
-    write(tmp_path / "silent.mp4", STEADY[10])
-    write(tmp_path / "a.mp4", STEADY[10], audio_from=tmp_path / "silent.mp4")
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        assert not container.streams.audio
-    with pytest.raises(UserError, match=r"cannot read the sound of .*missing.mp4: No such file"):
-        write(tmp_path / "b.mp4", STEADY[10], audio_from=tmp_path / "missing.mp4")
-    assert names(tmp_path) == ["a.mp4", "silent.mp4"]
-
-
-def test_sound_that_is_damaged_ends_there_and_is_told(tmp_path, monkeypatch):
-    def damaged(sound):
-        yield from islice(copied(sound), 50)
-        raise av.InvalidDataError(0, "Invalid data")
-
-    copied = Sound._copied
-    monkeypatch.setattr(Sound, "_copied", damaged)
-    file = tone(tmp_path / "s.mp4", "aac")
-    with VideoWriter(tmp_path / "a.mp4", (48, 64), Fraction(1), audio_from=file) as writer:
-        for index in range(4):
-            writer.write(picture(index), Fraction(index), Fraction(1))
-    assert writer.damage == "the sound of s.mp4 is damaged and ends early: Invalid data"
-    assert sound_length(tmp_path / "a.mp4") < 1.1 and read(tmp_path / "a.mp4")[1] == 4
 
 
 TARGETS = ["a.mp4", "a.avi", "a.gif", "frames"]
@@ -323,24 +198,49 @@ def test_an_error_leaves_nothing_behind_and_what_was_there_unchanged(target, cou
     assert [file.read_bytes() for file in sorted(tmp_path.rglob("*")) if file.is_file()] == before
 
 
+@pytest.mark.parametrize("step", ["aside", "in place", "removed"])
+def test_a_folder_that_is_replaced_is_the_old_or_the_new_wherever_it_is_interrupted(
+    step, tmp_path, monkeypatch
+):
+    write(tmp_path / "frames", STEADY[10])
+    replace, rmtree = Path.replace, shutil.rmtree
+
+    def replacing(path, target):
+        result = replace(path, target)
+        if step == ("in place" if target.name == "frames" else "aside"):
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return result
+
+    def removing(path):
+        if step == "removed":
+            (path / "frame-000001.png").unlink()
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        rmtree(path)
+
+    monkeypatch.setattr(Path, "replace", replacing)
+    monkeypatch.setattr(shutil, "rmtree", removing)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "frames", VARYING)
+    whole = 20 if step == "aside" else len(VARYING)
+    assert len(names(tmp_path / "frames")) == whole + 1
+    write(tmp_path / "frames", VARYING[:3])
+    assert names(tmp_path) == ["frames"] and len(names(tmp_path / "frames")) == 4
+
+
 @pytest.mark.parametrize("limit", [3, 300, 20_000])
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_full_disk_is_one_sentence_and_nothing_is_left(target, limit, tmp_path):
     random = np.random.default_rng(0)
-    limits, on_signal = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-    try:
-        with (
-            pytest.raises(UserError, match=r"cannot write .*File too large") as refusal,
-            VideoWriter(tmp_path / target, (96, 96), Fraction(10)) as writer,
-        ):
-            for index in range(30):
-                noise = random.integers(0, 256, (96, 96, 3), dtype=np.uint8)
-                writer.write(noise, Fraction(index, 10), Fraction(1, 10))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, on_signal)
+    with (
+        full_disk(limit),
+        pytest.raises(UserError, match=r"cannot write .*File too large") as refusal,
+        VideoWriter(tmp_path / target, (96, 96), Fraction(10)) as writer,
+    ):
+        for index in range(30):
+            noise = random.integers(0, 256, (96, 96, 3), dtype=np.uint8)
+            writer.write(noise, Fraction(index, 10), Fraction(1, 10))
     assert "\n" not in str(refusal.value) and names(tmp_path) == []
 
 
@@ -358,6 +258,24 @@ def test_what_cannot_be_written_is_refused_before_the_first_frame(tmp_path):
         with pytest.raises(UserError, match=sentence), VideoWriter(tmp_path / path, (4, 4), Fraction(1)):
             pytest.fail("reached the frames")
     assert names(tmp_path) == ["file", "folder.mp4"]
+
+
+@pytest.mark.parametrize(("target", "longest"), [("a.mp4", 16_384), ("a.avi", 8190), ("a.gif", 65_535)])
+def test_sides_that_a_format_cannot_have_are_refused_before_the_first_frame(target, longest, tmp_path):
+    write(tmp_path / target, [Fraction(1)], size=(2, longest))
+    with pytest.raises(
+        UserError, match=rf"at most {longest} pixels wide and high, got 2 x {longest + 1}; .*--size"
+    ):
+        VideoWriter(tmp_path / target, (longest + 1, 2), Fraction(1))
+    write(tmp_path / "frames", [Fraction(1)], size=(2, longest + 1))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("rate", [Fraction(1, 10**9), Fraction(1000)])
+def test_a_rate_may_be_very_low_or_high(target, rate, tmp_path):
+    write(tmp_path / target, [Fraction(3, 10)] * 2, rate=rate)
+    if target == "a.mp4":
+        assert read(tmp_path / target) == ([(0, Fraction(3, 10)), (Fraction(3, 10),) * 2], Fraction(6, 10))
 
 
 @pytest.mark.parametrize("target", TARGETS)

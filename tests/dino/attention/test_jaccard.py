@@ -6,8 +6,8 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 from dino.attention.ground_truth import Objects
+from dino.attention.jaccard import jaccard, object_score, score_picture
 from dino.attention.render import mass_mask
-from dino.attention.score import jaccard, object_score, score_picture
 
 
 def disc(rows: int, cols: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_a_map_without_mass_scores_zero():
 def test_an_empty_mask_and_a_wrong_grid_are_refused():
     with pytest.raises(ValueError, match="mask is empty"):
         object_score(np.ones((1, 2, 2)), np.zeros((16, 16), bool), 8)
-    with pytest.raises(ValueError, match=r"\(2, 2\) patches of 8, got maps \(1, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"has 2 x 2 patches of 8, got a map of 3 x 2"):
         object_score(np.ones((1, 3, 2)), disc(16, 16), 8)
 
 
@@ -96,7 +96,7 @@ def test_jaccard_of_nothing_is_zero():
     assert jaccard(something, empty, 8).tolist() == jaccard(something, full, 8, ignore=full).tolist() == [0.0]
     assert jaccard(something, full, 8, keep=1).tolist() == [1.0]
     assert jaccard(something * np.nan, full, 8).tolist() == [0.0]
-    with pytest.raises(ValueError, match=r"\(2, 2\) patches of 8, got maps \(1, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"has 2 x 2 patches of 8, got a map of 3 x 2"):
         jaccard(np.ones((1, 3, 2)), full, 8)
 
 
