@@ -24,6 +24,8 @@ demo: setup
 	@$(BIN)/python -m dino.train --preset tiny --data_path demo --output_dir runs/demo
 	@$(BIN)/python -m dino.evaluation.compare --data_path demo --output_dir runs/demo \
 	  --pretrained_weights runs/demo/checkpoint.pth
+	@$(BIN)/python visualize_attention.py --input demo --layout grid --output_dir runs/demo/look \
+	  --pretrained_weights runs/demo/checkpoint.pth
 
 # The gallery is tested in Chromium. Only root on Debian or Ubuntu gets it installed; else those tests are skipped.
 browser:
