@@ -33,7 +33,8 @@ class Picture:
         image: (rows, cols, 3) uint8 RGB as the network saw it.
         weights: raw maps (R, C) by name, as `heads.chosen_maps` gives them.
         scaled: the same on [0, 1].
-        features: what is no attention and has its own names: `similarity` (R, C) in [0, 1], `pca` (R, C, 3) uint8.
+        features: what is no attention and has its own names: `similarity` (R, C) in [0, 1], `pca` (R, C, 3),
+            RGB in [0, 255].
     """
 
     image: ByteArray

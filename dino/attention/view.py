@@ -132,7 +132,8 @@ class View:
         return chosen_maps(maps_HRC, self._choice)
 
     def features(self, image: ByteArray, *, follow: bool = False) -> dict[str, NDArray[np.float32]]:
-        """What is no attention: `similarity` (R, C) in [0, 1], 0 at right angles or beyond; `pca` (R, C, 3).
+        """What is no attention: `similarity` (R, C) in [0, 1], 0 at right angles or beyond; `pca` (R, C, 3),
+        RGB in [0, 255].
 
         Args:
             follow: compare with the point's patch in the first picture that this was called with.
