@@ -85,18 +85,19 @@ def test_who_asks_again_after_the_end_gets_the_end_again():
         assert list(items) == [0, 1, 2] and list(items) == []
 
 
+def endless(closed):
+    try:
+        while True:
+            yield 0
+    finally:
+        closed.set()
+
+
 def test_leaving_early_ends_the_thread_and_closes_the_source():
     closed = threading.Event()
 
-    def endless():
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.set()
-
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt), Ahead(endless()) as items:
+    with pytest.raises(KeyboardInterrupt), Ahead(endless(closed)) as items:
         for _ in items:
             raise KeyboardInterrupt
     assert closed.is_set() and threading.active_count() == before
@@ -105,14 +106,7 @@ def test_leaving_early_ends_the_thread_and_closes_the_source():
 def test_leaving_early_closes_what_is_behind_the_stopwatch():
     closed = threading.Event()
 
-    def endless():
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.set()
-
-    kept = endless()
+    kept = endless(closed)
     with Ahead(Stopwatch().items("made", kept)) as items:
         assert next(iter(items)) == 0
     assert closed.is_set()
