@@ -1,6 +1,7 @@
 """Shared by all tests: one thread for torch, and the real pictures where they are at hand."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 # Several test processes with several threads each make one another wait; tensors here are tiny anyway.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts jobs in the background with Ctrl-C ignored; what happens on Ctrl-C is tested there too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
