@@ -118,7 +118,7 @@ class VisualizeOptions:
     )
     fps: float = option(30.0, "Frames per second of a folder of frames; videos keep their own.")
     video_format: str = option("mp4", "H.264 in mp4, avi, gif, or a folder of png.", choices=FORMATS)
-    keep_audio: bool = option(False, "Keep a video's sound, in mp4.")
+    keep_audio: bool = option(False, "Keep a video's sound, in mp4 and avi.")
     video_only: bool = option(False, "Only make a video of the pictures in the folder --input_path.")
 
     @property
@@ -153,6 +153,10 @@ class VisualizeOptions:
         ):
             if not getattr(self, name) >= least:
                 raise UserError(f"--{name} must be {least} or more, got {getattr(self, name)}")
+        if self.end and self.end <= self.start:
+            raise UserError(
+                f"--end {self.end:g} is not after --start {self.start:g}; both are seconds, 0 for no end"
+            )
         if not 0 < self.fps < math.inf:
             raise UserError(f"--fps must be more than 0, got {self.fps}")
         for style in self.draw:

@@ -319,6 +319,7 @@ def test_a_damaged_video_is_drawn_up_to_the_damage_and_it_is_said(tmp_path: Path
         ({"input": ("99",)}, "camera"),
         ({"input": (), "input_path": ("empty",)}, "empty"),
         ({"start": 3.0}, "clip.mp4"),
+        ({"start": 0.3, "end": 0.2}, "--end 0.2 is not after --start 0.3"),
         ({"resize": (100_000,)}, "clip.mp4 resized to 160000 x 100000 would have frames of 16000 Mpx"),
         ({"output_dir": "text.mp4"}, "cannot write into --output_dir text.mp4: File exists"),
     ],
