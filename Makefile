@@ -29,9 +29,10 @@ demo: setup
 
 # The gallery is tested in Chromium. Only root on Debian or Ubuntu gets it installed; else those tests are skipped.
 browser:
-	@command -v $(BROWSERS) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	  chromium >/dev/null; } || echo "No Chromium here: its tests will be skipped"
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	  || echo "No Chromium here: its tests will be skipped"
 
 test: setup browser
 	@$(BIN)/python -m pytest
