@@ -241,6 +241,7 @@ for attempt in range(10):
     assert found["step"] in (last - 1, last, last + 1), (found["step"], last)
     newest = found["step"]
 
+save_latest(content(newest), folder)  # the last kill may have fallen between the two renames
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 before = load(folder / NAME)["step"]
 try:
