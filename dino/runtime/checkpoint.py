@@ -18,7 +18,7 @@ from xcit.weights import WeightsError, read_checkpoint
 
 NAME = "checkpoint.pth"
 PREVIOUS_NAME = "checkpoint.previous.pth"
-# Complete, and newer than the others, for the moment in which they are renamed.
+# Complete, and newer than the others, for the moment in which they change places.
 _FRESH_NAME = f".{NAME}.fresh"
 
 # DINO saves modules that DistributedDataParallel wraps: always the student, and a teacher with batch norm.
@@ -70,8 +70,17 @@ def save_latest(content: dict[str, Any], folder: Path) -> None:
     save_atomically(content, fresh)
     with writing(latest):
         if latest.exists():
-            latest.replace(folder / PREVIOUS_NAME)
+            _keep_as(folder / PREVIOUS_NAME, latest)
         fresh.replace(latest)
+
+
+def _keep_as(previous: Path, latest: Path) -> None:
+    """A second name for the file, so that whoever reads `latest` meanwhile, or after a kill, finds it."""
+    previous.unlink(missing_ok=True)
+    try:
+        previous.hardlink_to(latest)
+    except OSError:  # file systems without hard links
+        latest.replace(previous)
 
 
 def load(path: Path) -> dict[str, Any]:
