@@ -5,7 +5,8 @@ T = teacher's views, V = student's views, B = images, K = prototypes
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,14 +18,13 @@ from dino.collapse import feature_measures, output_measures
 from dino.loss import dino_loss, koleo_loss
 from dino.network import MultiCropNetwork, Output
 from dino.optimizer import (
-    cancel_last_layer_gradients,
     clip_gradients,
     create_optimizer,
     gradient_norms,
     parameter_groups,
     set_rates,
 )
-from dino.runtime.distributed import autocast, mean_over_ranks, world_size
+from dino.runtime.distributed import autocast, mean_over_ranks, of_all_ranks, world_size
 from dino.teacher import Center, follow, sinkhorn_knopp
 
 GLOBAL_VIEWS = 2
@@ -45,7 +45,8 @@ class StepResult:
     """What one step did.
 
     Attributes:
-        measures: means over the ranks: `loss`, and those of `dino.collapse`.
+        measures: means over the ranks and parts: `loss`, and those of `dino.collapse`, of which some depend on
+            how many pictures they are taken from.
         finite: false when the step was skipped, on all ranks, for a loss or gradient that is not a number.
     """
 
@@ -65,6 +66,9 @@ class SelfDistillation:
         centering: `center` (the paper's) or `sinkhorn_knopp` (DINOv2's).
         koleo_weight: weight of the KoLeo loss on the student's global views; 0 = off.
         precision: of the forward pass, `fp32`, `bf16` or `fp16`.
+        accumulate: parts that a process's pictures of one step go through the student in, one after the other, for
+            less memory. Center, targets, gradients and teacher are those of the whole; batch norm and the KoLeo loss
+            see one part at a time.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class SelfDistillation:
         centering: str = "center",
         koleo_weight: float = 0.0,
         precision: str = "fp32",
+        accumulate: int = 1,
     ) -> None:
         shared = {t.data_ptr() for t in student.parameters()} & {t.data_ptr() for t in teacher.parameters()}
         assert not shared, "student and teacher share weights: the teacher would not lag behind"
@@ -92,30 +97,37 @@ class SelfDistillation:
         self.centering = centering
         self.koleo_weight = koleo_weight
         self.precision = precision
+        self.accumulate = accumulate
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self._trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self._statistics = [buffer for network in (student, teacher) for buffer in network.buffers()]
+        self._last_layer = [
+            p for name, p in student.named_parameters() if "last_layer" in name and p.requires_grad
+        ]
         self._parallel_student = _in_parallel(student)
 
     def step(self, views: Sequence[Tensor], rates: Rates) -> StepResult:
-        """Algorithm 1 for one batch of views (B, 3, H, W), the two global ones first."""
+        """Algorithm 1 for one batch of views (B, 3, H, W), the two global ones first, on any device."""
         statistics = [buffer.clone() for buffer in self._statistics]
         set_rates(self.optimizer, rates.lr, rates.weight_decay)
+        self._hold_last_layer(rates.hold_last_layer)
+        self.optimizer.zero_grad(set_to_none=True)
 
-        with autocast(self.device, self.precision):
-            with torch.no_grad():
-                taught: Output = self.teacher(views[:GLOBAL_VIEWS])
-            learned: Output = self._parallel_student(views)
+        seen: list[_Seen] = []
+        for part, taught, targets_TBK in self._lessons(views, rates.teacher_temperature):
+            with self._reduced(when=len(seen) == self.accumulate - 1):
+                with autocast(self.device, self.precision):
+                    learned: Output = self._parallel_student(part)
+                cross_entropy = dino_loss(learned.logits_VBK, targets_TBK, self.student_temperature)
+                loss = cross_entropy + self._koleo(learned)
+                self.scaler.scale(loss / self.accumulate).backward()
+            seen.append(_Seen.of(loss, cross_entropy, targets_TBK, taught))
 
-        targets_TBK = self.targets(taught.logits_VBK, rates.teacher_temperature)
-        cross_entropy = dino_loss(learned.logits_VBK, targets_TBK, self.student_temperature)
-        loss = cross_entropy + self._koleo(learned)
-        measures = self._measures(loss, cross_entropy, targets_TBK, taught)
-
-        finite = self._update_student(loss, measures["loss"], rates.hold_last_layer)
+        measures = self._measures(seen)
+        finite = self._update_student(measures["loss"])
         if finite:
             follow(self.teacher, self.student, rates.momentum)
-            self.center.update(taught.logits_VBK)
+            self.center.update(torch.stack([part.logits_K for part in seen])[None])
         else:
             for buffer, before in zip(self._statistics, statistics, strict=True):
                 buffer.copy_(before)
@@ -127,31 +139,66 @@ class SelfDistillation:
             return sinkhorn_knopp(logits_TBK, temperature)
         return self.center.targets(logits_TBK, temperature)
 
+    def _lessons(
+        self, views: Sequence[Tensor], temperature: float
+    ) -> Iterator[tuple[list[Tensor], Output, Tensor]]:
+        """Of each part its views on the device, what the teacher makes of them, and the targets."""
+        parts = zip(*(view.tensor_split(self.accumulate) for view in views), strict=True)
+        lessons = ((part, self._teach(part)) for part in map(self._on_device, parts))
+        if self.centering == "sinkhorn_knopp":  # balances the prototypes over the whole batch
+            all_lessons = list(lessons)
+            logits_TBK = torch.cat([taught.logits_VBK for _, taught in all_lessons], dim=1)
+            targets = self.targets(logits_TBK, temperature).tensor_split(self.accumulate, dim=1)
+            yield from ((part, taught, t) for (part, taught), t in zip(all_lessons, targets, strict=True))
+        else:
+            for part, taught in lessons:
+                yield part, taught, self.targets(taught.logits_VBK, temperature)
+
+    def _on_device(self, views: Sequence[Tensor]) -> list[Tensor]:
+        return [view.to(self.device, non_blocking=True) for view in views]
+
+    @torch.no_grad()
+    def _teach(self, views: Sequence[Tensor]) -> Output:
+        with autocast(self.device, self.precision):
+            return self.teacher(views[:GLOBAL_VIEWS])
+
     def _koleo(self, learned: Output) -> Tensor:
         if not self.koleo_weight:
             return learned.features_VBC.new_zeros(())
-        per_view = [koleo_loss(features_BC) for features_BC in learned.features_VBC[:GLOBAL_VIEWS]]
-        return self.koleo_weight * torch.stack(per_view).sum()
+        per_view = [koleo_loss(of_all_ranks(view_BC)) for view_BC in learned.features_VBC[:GLOBAL_VIEWS]]
+        value = self.koleo_weight * torch.stack(per_view).sum()
+        # Of the pictures of all ranks, with the gradient of this rank's: averaged over the ranks that would be too
+        # little, so it counts for each of them.
+        return value.detach() + world_size() * (value - value.detach())
 
-    def _measures(
-        self, loss: Tensor, cross_entropy: Tensor, targets_TBK: Tensor, taught: Output
-    ) -> dict[str, float]:
+    def _measures(self, seen: Sequence["_Seen"]) -> dict[str, float]:
         measured = {
-            "loss": loss.detach().float(),
-            **output_measures(targets_TBK, cross_entropy.detach()),
-            **feature_measures(taught.features_VBC[0]),
+            "loss": torch.stack([part.loss for part in seen]).mean(),
+            **_mean_of([part.measures for part in seen]),
         }
         # One small reduction and one synchronisation for all of them.
         together = torch.stack([value.to(self.device) for value in measured.values()])
         return dict(zip(measured, mean_over_ranks(together).tolist(), strict=True))
 
-    def _update_student(self, loss: Tensor, mean_loss: float, hold_last_layer: bool) -> bool:
-        """Backward pass and optimizer step; false, and nothing changed, when there are no finite gradients.
+    def _hold_last_layer(self, hold: bool) -> None:
+        """Without a gradient it is neither computed nor reduced, and the optimizer passes the prototypes over."""
+        if all(parameter.requires_grad != hold for parameter in self._last_layer):
+            return
+        for parameter in self._last_layer:
+            parameter.requires_grad_(not hold)
+        self._parallel_student = _in_parallel(self.student)  # it plans its reductions when it is made
+
+    def _reduced(self, when: bool) -> AbstractContextManager[object]:
+        """Gradients are averaged over the ranks, while the backward pass goes on, once in a step."""
+        if isinstance(self._parallel_student, DistributedDataParallel) and not when:
+            return self._parallel_student.no_sync()
+        return nullcontext()
+
+    def _update_student(self, mean_loss: float) -> bool:
+        """Optimizer step; false, and nothing changed, when loss or gradients are not finite.
 
         Gradients are averaged over the ranks, and so is `mean_loss`: every rank comes to the same answer.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norms = gradient_norms(self._trained)
         if not math.isfinite(mean_loss) or not norms.isfinite().all():
@@ -159,11 +206,29 @@ class SelfDistillation:
             return False
         if self.clip_grad:
             clip_gradients(self._trained, norms, self.clip_grad)
-        if hold_last_layer:
-            cancel_last_layer_gradients(self.student)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return True
+
+
+class _Seen(NamedTuple):
+    """What is kept of one part of a step until its end."""
+
+    loss: Tensor
+    measures: dict[str, Tensor]
+    logits_K: Tensor
+
+    @classmethod
+    def of(cls, loss: Tensor, cross_entropy: Tensor, targets_TBK: Tensor, taught: Output) -> "_Seen":
+        return cls(
+            loss.detach().float(),
+            output_measures(targets_TBK, cross_entropy.detach()) | feature_measures(taught.features_VBC[0]),
+            taught.logits_VBK.float().mean(dim=(0, 1)),
+        )
+
+
+def _mean_of(measures: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([each[name] for each in measures]).mean() for name in measures[0]}
 
 
 def teacher_of(student: nn.Module, teacher: nn.Module) -> nn.Module:
@@ -178,22 +243,25 @@ def _in_parallel(student: nn.Module) -> nn.Module:
     return DistributedDataParallel(student)
 
 
-def first_nonfinite_module(network: nn.Module, views: Sequence[Tensor]) -> str | None:
-    """Name of the first module whose output is not finite, in the order of execution; None if all are."""
-    found: list[str] = []
+def first_nonfinite_module(network: nn.Module, views: Sequence[Tensor]) -> tuple[int, str] | None:
+    """Place in the order of execution, and name, of the first module whose output is not finite; None if all are."""
+    finite: list[bool] = []
+    found: list[tuple[int, str]] = []
     probe = copy.deepcopy(network)
 
     def watch(name: str) -> None:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
-            if any(isinstance(t, Tensor) and not t.isfinite().all() for t in tensors):
-                found.append(name)
+            finite.append(all(t.isfinite().all().item() for t in tensors if isinstance(t, Tensor)))
+            if not finite[-1]:
+                found.append((len(finite), name))
 
         probe.get_submodule(name).register_forward_hook(hook)
 
     for name, module in probe.named_modules():
         if name and not any(module.children()):
             watch(name)
+    device = next(probe.parameters()).device
     with torch.no_grad():
-        probe(views)
+        probe([view.to(device) for view in views])
     return found[0] if found else None

@@ -1,11 +1,16 @@
 """Batches of views in an order that depends on the seed alone: the same for any number of processes or workers.
 
-Step s takes places [s * batch, (s + 1) * batch) of its epoch's permutation, split over the ranks; every picture's
-distortions are seeded by (seed, epoch, picture). A run therefore resumes at any step without replaying anything.
+A step takes the next pictures of its epoch's permutation, split over the ranks; every picture's distortions are
+seeded by (seed, epoch, picture). A run therefore resumes at any picture, with any batch, without replaying anything.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,8 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dino.runtime.images import BrokenImageError
-from dino.runtime.options import UserError
+from dino.runtime.interruption import outlive_interruption
+from dino.runtime.options import RankFailed, UserError
 from dino.runtime.pictures import Pictures
+
+# In a row, without a batch between them.
+_DEATHS_ALLOWED = 3
 
 Key: TypeAlias = tuple[int, int]  # epoch, index of the picture
 
@@ -33,48 +42,59 @@ def mixed_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+@dataclass(frozen=True)
 class EpochOrder(Sampler[list[Key]]):
-    """This rank's part of every global batch, from `first_step` to the end of the run.
+    """This rank's pictures, from a place in an epoch to the end of the run.
 
-    Args:
-        count: pictures in the set.
-        batch_size: pictures of one rank in one step.
-        steps: steps of the whole run.
+    Attributes:
+        count: pictures in the set; those of an epoch's end that fill no step are left out of it.
+        global_batch: pictures of one step, over all ranks, as many for each.
+        epochs: of the whole run.
+        seed: of the permutations.
+        epoch, samples: epochs that are done, and pictures of the next.
+        parts: lists that a rank's share of a step comes in, equally long.
     """
 
-    def __init__(
-        self,
-        count: int,
-        *,
-        batch_size: int,
-        steps: int,
-        first_step: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-    ) -> None:
-        self.count = count
-        self.batch_size = batch_size
-        self.steps = steps
-        self.first_step = first_step
-        self.rank = rank
-        self.world_size = world_size
-        self.seed = seed
+    count: int
+    global_batch: int
+    epochs: int
+    seed: int
+    epoch: int = 0
+    samples: int = 0
+    rank: int = 0
+    world_size: int = 1
+    parts: int = 1
 
     def __len__(self) -> int:
-        return max(self.steps - self.first_step, 0)
+        """Lists that are left."""
+        return (
+            max(self._steps_left() + (self.epochs - self.epoch - 1) * self._steps_per_epoch(), 0) * self.parts
+        )
 
     def __iter__(self) -> Iterator[list[Key]]:
-        global_batch = self.batch_size * self.world_size
-        per_epoch = self.count // global_batch
-        for epoch in itertools.count(self.first_step // per_epoch):
+        of_part = self.global_batch // self.world_size // self.parts
+        for epoch in range(self.epoch, self.epochs):
             order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-            start = max(self.first_step - epoch * per_epoch, 0)
-            for step in range(start, min(per_epoch, self.steps - epoch * per_epoch)):
-                places = order[step * global_batch : (step + 1) * global_batch][self.rank :: self.world_size]
-                yield [(epoch, int(index)) for index in places]
-            if (epoch + 1) * per_epoch >= self.steps:
-                return
+            first = self.samples if epoch == self.epoch else 0
+            for start in range(first, self.count - self.global_batch + 1, self.global_batch):
+                mine = order[start : start + self.global_batch][self.rank :: self.world_size].tolist()
+                for place in range(0, len(mine), of_part):
+                    yield [(epoch, index) for index in mine[place : place + of_part]]
+
+    def after(self, steps: int) -> "EpochOrder":
+        """The rest when so many steps more are done."""
+        here = self._steps_left()
+        if steps < here:
+            return replace(self, samples=self.samples + steps * self.global_batch)
+        epochs, more = divmod(steps - here, self._steps_per_epoch())
+        return replace(self, epoch=self.epoch + 1 + epochs, samples=more * self.global_batch)
+
+    def _steps_left(self) -> int:
+        """In the epoch that is begun."""
+        return max(self.count - self.samples, 0) // self.global_batch
+
+    def _steps_per_epoch(self) -> int:
+        return self.count // self.global_batch
 
 
 class ViewsOfPictures(Dataset[Batch]):
@@ -137,7 +157,7 @@ def create_loader(
     num_workers: int,
     pin_memory: bool,
 ) -> DataLoader[Batch]:
-    """Batches of the whole run; the workers live as long as it does."""
+    """Batches of the rest of the run, one for each list of the order; the workers live as long as it does."""
     return DataLoader(
         ViewsOfPictures(pictures, transform, seed=order.seed, enough=enough),
         batch_sampler=order,
@@ -145,7 +165,68 @@ def create_loader(
         collate_fn=_stack,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own, or starting the loader would draw from the run's
+        worker_init_fn=outlive_interruption,
     )
+
+
+def steady_batches(
+    open_loader: Callable[[EpochOrder], Iterable[Batch]], order: EpochOrder, *, say: Callable[[str], None]
+) -> Iterator[Batch]:
+    """One batch for each step; a worker that dies costs time, but no batch: a new loader goes on where it was.
+
+    Args:
+        open_loader: the loader of an order.
+        say: told of every death.
+
+    Raises:
+        RankFailed: workers die again and again.
+    """
+    steps = deaths = 0
+    while deaths <= _DEATHS_ALLOWED:
+        before = set(multiprocessing.active_children())
+        batches = iter(open_loader(order.after(steps)))
+        workers = [child for child in multiprocessing.active_children() if child not in before]
+        _leave_deaths_to_the_loader()
+        try:
+            while step := tuple(itertools.islice(batches, order.parts)):
+                yield _join(step)
+                steps, deaths = steps + 1, 0
+            return
+        except (RuntimeError, OSError, EOFError):
+            ends = [_end_of(worker) for worker in workers if not worker.is_alive()]
+            if not ends:
+                raise
+        deaths += 1
+        say(f"a loading process {ends[0]}; its work is begun again, and no picture is left out")
+        for worker in workers:
+            worker.kill()
+    raise RankFailed(
+        f"loading processes died {deaths} times in a row: lower --num_workers (0 loads in the process itself), "
+        "or look at what the pictures need"
+    )
+
+
+def _join(parts: tuple[Batch, ...]) -> Batch:
+    if len(parts) == 1:
+        return parts[0]
+    readable = [part.views for part in parts if part.views]
+    views = [torch.cat(same_view) for same_view in zip(*readable, strict=True)]
+    return Batch(views, [entry for part in parts for entry in part.broken])
+
+
+def _end_of(worker: BaseProcess) -> str:
+    if worker.exitcode == -signal.SIGKILL:
+        return "was killed (by the system, when no memory is left)"
+    return f"ended with code {worker.exitcode}"
+
+
+def _leave_deaths_to_the_loader() -> None:
+    """torch raises an error where the main process happens to be when a worker dies, a step half done.
+
+    Without that the loader finds out when it waits for a batch.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class BrokenPictures:

@@ -1,10 +1,16 @@
-"""How much memory a training step will take, measured before the first one without computing anything."""
+"""Memory of a training step: what it will take, measured without computing anything, what it took, and too little."""
 
 import copy
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from dino.runtime.batch_norm import CpuSyncBatchNorm
+from dino.runtime.distributed import this_process
+from dino.runtime.options import RankFailed
 
 # The student, its gradients and AdamW's two moments; the teacher.
 _COPIES_OF_WEIGHTS = 5
@@ -22,12 +28,12 @@ def step_memory(
 
     Args:
         view_sizes: side of each square view in pixels.
-        batch_size: pictures per process.
+        batch_size: pictures that are computed at once.
         low_precision: forward pass in bf16 or fp16; most activations then take half the space.
     """
     shapes_only = copy.deepcopy(student).to("meta").train()
     for module in shapes_only.modules():
-        if isinstance(module, nn.SyncBatchNorm):
+        if isinstance(module, nn.SyncBatchNorm | CpuSyncBatchNorm):
             module.eval()  # in training it would talk to the other processes; it keeps as much either way
     weights = {tensor.untyped_storage()._cdata for tensor in shapes_only.state_dict(keep_vars=True).values()}
     kept: dict[int, int] = {}
@@ -48,3 +54,54 @@ def step_memory(
         # Half, and so are the copies of the weights that autocast makes and keeps.
         activations = (activations + sum(tensor.nbytes for tensor in shapes_only.parameters())) // 2
     return _FLOAT32_BYTES * numbers + activations
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most that this process has held at once, in words: on a GPU of the GPU's memory, else of the machine's."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return f"{_gib(torch.cuda.max_memory_reserved(device))} of the GPU's {_gib(total)}"
+    if device.type == "mps":
+        return _gib(torch.mps.driver_allocated_memory())
+    import resource  # Unix alone has it
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _gib(peak if sys.platform == "darwin" else 1024 * peak)  # macOS counts bytes, Linux KiB
+
+
+@contextmanager
+def explaining_shortage(at_once: int, accumulate: int) -> Iterator[None]:
+    """No memory left in a step becomes a sentence that says what to lower.
+
+    Args:
+        at_once: pictures that are computed together.
+        accumulate: parts of a step.
+
+    Raises:
+        RankFailed: in this process alone; the others come to know when it has ended.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_shortage(error):
+            raise
+        in_parts = (
+            f"--accumulate {2 * accumulate} and, without --batch_size, --batch_size_per_gpu {at_once // 2}, which "
+            "leave a step its pictures; or "
+            if at_once > 1
+            else ""
+        )
+        raise RankFailed(
+            f"{this_process()} has too little memory for {at_once} pictures at once: give {in_parts}"
+            "--grad_checkpointing true, fewer --local_crops_number or a smaller --out_dim"
+        ) from error
+
+
+def _is_shortage(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "not enough memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.3g} GiB"

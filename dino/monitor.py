@@ -24,6 +24,7 @@ from dino.evaluation.kinds import CLASS_TOKEN
 from dino.evaluation.knn import knn_accuracy
 from dino.evaluation.labelled_sets import are_one_set, class_numbers
 from dino.runtime.backbones import has_class_attention
+from dino.runtime.distributed import is_main
 from dino.runtime.files import writing
 from dino.runtime.images import BrokenImageError
 from dino.runtime.options import UserError
@@ -99,12 +100,13 @@ class Monitor:
         self._said: set[str] = set()
         # Made square at once: whole pictures of any size would stay in memory for the whole run.
         candidates = Spread(test or train, 4 * _PICTURES_ON_SHEET)
-        readable = itertools.islice(_readable(candidates), _PICTURES_ON_SHEET)
+        readable = itertools.islice(_readable(candidates), _PICTURES_ON_SHEET if is_main() else 0)
         self._shown = [_square(picture, size) for picture in readable]
 
     def look(self, backbone: nn.Module, *, epochs: int) -> dict[str, float]:
         """k-NN accuracies in percent, where there are labels; writes `attention/epoch_NNNN.png`.
 
+        To be called by all processes, which share the pictures; the main one has the results, the others none.
         What cannot be measured is said once and left out: a run does not stop for it.
 
         Args:
@@ -132,6 +134,8 @@ class Monitor:
             return {}
         train = self._features(backbone, self.train)
         test = train if self.test is None else self._features(backbone, self.test)
+        if not is_main():
+            return {}
         result = knn_accuracy(
             train[CLASS_TOKEN],
             _labels(train),

@@ -67,10 +67,3 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norms: Tensor, max_norm: 
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     scales = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, list(scales.unbind()))
-
-
-def cancel_last_layer_gradients(network: nn.Module) -> None:
-    """Hold the prototypes still: without a gradient the optimizer passes them over."""
-    for name, parameter in network.named_parameters():
-        if "last_layer" in name:
-            parameter.grad = None

@@ -1,10 +1,9 @@
 """What the options ask for: length and rates of the run, its views, its networks; the impossible is refused."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
 
 from dino import schedules
 from dino.distillation import Rates, SelfDistillation, teacher_of
@@ -13,16 +12,17 @@ from dino.multicrop import MultiCrop
 from dino.network import MultiCropNetwork
 from dino.runtime import distributed
 from dino.runtime.backbones import check_side, create_backbone, feature_width
+from dino.runtime.batch_norm import synchronised
 from dino.runtime.options import UserError
 from dino.train_options import TrainOptions
 
 _COUNTS = (
-    *("head_hidden_dim", "bottleneck_dim", "patch_size", "epochs", "batch_size_per_gpu"),
+    *("head_hidden_dim", "bottleneck_dim", "patch_size", "epochs", "batch_size_per_gpu", "accumulate"),
     *("global_crops_size", "local_crops_size", "knn_max_pictures"),
 )
 _NOT_NEGATIVE = (
     *("lr", "min_lr", "weight_decay", "weight_decay_end", "clip_grad", "freeze_last_layer", "koleo_weight"),
-    *("local_crops_number", "blur", "num_workers", "seed", "eval_size"),
+    *("local_crops_number", "blur", "num_workers", "seed", "eval_size", "batch_size", "knn_drop"),
 )
 
 
@@ -48,12 +48,40 @@ class Plan:
         )
 
 
+class Share(NamedTuple):
+    """How a step is shared out: pictures of all processes, and what one of them computes at once."""
+
+    global_batch: int
+    at_once: int
+
+
+def share_of_step(options: TrainOptions) -> Share:
+    """From `--batch_size`, or else `--batch_size_per_gpu`, and `--accumulate`.
+
+    Raises:
+        UserError: a `--batch_size` that cannot be shared equally.
+    """
+    parts = distributed.world_size() * options.accumulate
+    if not options.batch_size:
+        return Share(options.batch_size_per_gpu * parts, options.batch_size_per_gpu)
+    at_once, rest = divmod(options.batch_size, parts)
+    if rest or not at_once:
+        raise UserError(
+            f"--batch_size {options.batch_size} cannot be shared equally by {distributed.world_size()} processes with "
+            f"--accumulate {options.accumulate}: give a multiple of {parts}"
+        )
+    return Share(options.batch_size, at_once)
+
+
 def create_plan(options: TrainOptions, count: int, global_batch: int) -> Plan:
     steps_per_epoch = count // global_batch
     if not steps_per_epoch:
+        flag, most = "--batch_size_per_gpu", max(count // (distributed.world_size() * options.accumulate), 1)
+        if options.batch_size:
+            flag, most = "--batch_size", count
         raise UserError(
             f"an epoch has no step: {count} pictures do not fill one batch of {global_batch}; "
-            f"lower --batch_size_per_gpu to {max(count // distributed.world_size(), 1)} or less"
+            f"lower {flag} to {most} or less"
         )
     steps = options.epochs * steps_per_epoch
     return Plan(
@@ -97,6 +125,9 @@ def check_options(options: TrainOptions) -> None:
     for name in ("momentum_teacher", "grayscale"):
         _require(options, name, 0 <= getattr(options, name) <= 1, "must lie in [0, 1]")
     _require(options, "drop_path_rate", 0 <= options.drop_path_rate < 1, "must lie in [0, 1)")
+    if options.preset == "continue" and not options.init_from:
+        raise UserError("--preset continue starts from weights: name them with --init_from")
+    _require(options, "wait_minutes", options.wait_minutes > 0, "must be above 0")
     jitter_fits = min(options.color_jitter) >= 0 and options.color_jitter[-1] <= 0.5
     _require(options, "color_jitter", jitter_fits, "must be four numbers from 0 up, the last at most 0.5")
 
@@ -127,11 +158,10 @@ def create_distillation(options: TrainOptions, device: torch.device, precision: 
     student = _create_network(options, options.drop_path_rate)
     teacher = _create_network(options, drop_path_rate=0.0)
     teacher_of(student, teacher)
-    if device.type == "cuda" and distributed.world_size() > 1:
-        # As in the original. CPU processes keep their own batch statistics: torch synchronises on GPUs only.
+    if distributed.world_size() > 1:
         for network in (student, teacher):
-            network.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(network.backbone)
-            network.head = nn.SyncBatchNorm.convert_sync_batchnorm(network.head)
+            network.backbone = synchronised(network.backbone, device)
+            network.head = synchronised(network.head, device)
     if options.grad_checkpointing:
         try:
             cast(Any, student.backbone).set_grad_checkpointing()
@@ -146,6 +176,7 @@ def create_distillation(options: TrainOptions, device: torch.device, precision: 
         centering=options.centering,
         koleo_weight=options.koleo_weight,
         precision=precision,
+        accumulate=options.accumulate,
     )
 
 

@@ -8,22 +8,28 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import DataLoader
 
 from dino.attention.run_page import write_run_page
 from dino.collapse import CollapseWatch
 from dino.curves import draw_curves
 from dino.distillation import Rates, StepResult, first_nonfinite_module
-from dino.loader import Batch, BrokenPictures, EpochOrder, create_loader, mixed_seed
+from dino.loader import Batch, BrokenPictures, EpochOrder, create_loader, mixed_seed, steady_batches
+from dino.memory import explaining_shortage, peak_memory
 from dino.monitor import Monitor, open_parts
-from dino.plan import check_options, create_distillation, create_multicrop, create_plan
+from dino.plan import check_options, create_distillation, create_multicrop, create_plan, share_of_step
 from dino.resume import resume_or_start
 from dino.runtime import checkpoint, distributed
+from dino.runtime.claim import claimed
 from dino.runtime.files import make_writable
-from dino.runtime.options import RunStopped, UserError
+from dino.runtime.interruption import Interruption
+from dino.runtime.options import Interrupted, RunStopped, UserError
 from dino.runtime.pictures import open_pictures
 from dino.runtime.run_log import EpochMeans, RunLog
 from dino.summary import closing_lines, opening_lines
@@ -36,43 +42,65 @@ _ENOUGH_FOR_CROPS = 4
 _COLLAPSE_PATIENCE = 50
 
 
+class _News(NamedTuple):
+    """What one process has to tell the others before a step: pictures that it could not read, a signal that came."""
+
+    broken: list[tuple[str, str]]
+    signal_name: str
+
+
 def pretrain(options: TrainOptions) -> None:
     """Run or continue a pre-training.
 
     Raises:
         UserError: options, pictures or files that do not fit; no file of an earlier run is changed.
         RunStopped: the run ended early for a stated reason, after saving.
+        RankFailed: this process ended for a reason of its own; the last checkpoint is what is left.
     """
     device = distributed.pick_device(options.device, options.local_rank)
-    with distributed.processes(device, dist_url=options.dist_url), warnings.catch_warnings():
+    timeout = timedelta(minutes=options.wait_minutes)
+    with (
+        Interruption() as interruption,
+        distributed.deterministic(options.deterministic),
+        distributed.processes(device, dist_url=options.dist_url, timeout=timeout),
+        warnings.catch_warnings(),
+        ExitStack() as stack,
+    ):
         # Of DistributedDataParallel, for depthwise convolutions, whose two layouts are the same memory.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        Pretraining(options, device).run()
+        with distributed.together():
+            check_options(options)
+            folder = Path(options.output_dir)
+            make_writable(folder, "--output_dir")
+            if distributed.is_main():
+                stack.enter_context(claimed(folder, "--output_dir"))
+        Pretraining(options, device, interruption).run()
 
 
 class Pretraining:
-    """One run in one folder."""
+    """One run in one folder, which is this process's own."""
 
-    def __init__(self, options: TrainOptions, device: torch.device) -> None:
+    def __init__(
+        self, options: TrainOptions, device: torch.device, interruption: Interruption | None = None
+    ) -> None:
         self.options = options
         self.device = device
+        self.interruption = interruption or Interruption()
         self.folder = Path(options.output_dir)
-        with distributed.together():
-            check_options(options)
-            make_writable(self.folder, "--output_dir")
         full_precision = options.precision == "auto" and not options.use_fp16
         self.precision = distributed.pick_precision("fp32" if full_precision else options.precision, device)
         self.workers = distributed.share_cores(device, options.num_workers)
-        self.global_batch = options.batch_size_per_gpu * distributed.world_size()
+        self.global_batch, self.at_once = share_of_step(options)
         self.distillation = create_distillation(options, device, self.precision)
         with distributed.together():
             self.pictures = open_pictures(options.data_path)
             self.plan = create_plan(options, len(self.pictures), self.global_batch)
             self.monitor = self._create_monitor()
             self.progress, self.notes = resume_or_start(self.distillation, self.folder, options)
-        self.first_step = self._agreed_first_step()
+        self._agree_on_progress()
         self.totals = EpochMeans(self.progress.totals)
         self.broken = BrokenPictures(options.max_broken)
+        self.first_step = self._steps_done()
         unsettled = max(self.plan.held_steps, options.warmup_epochs * self.plan.steps_per_epoch)
         self.watch = CollapseWatch(
             options.out_dim,
@@ -97,12 +125,12 @@ class Pretraining:
             active=distributed.is_main(),
         )
         try:
-            for line in [*opening, *self.notes]:
+            for line in [*opening, *self.notes, *distributed.restart_note()]:
                 self.log.say(line)
             self._look_before()
-            if self._step_in_epoch() == self.plan.steps_per_epoch and self.first_step <= self.plan.steps:
+            if self.progress.samples and not self._epoch_has_a_step():
                 self._end_epoch()  # what was left to do when the run was killed
-            if self.first_step < self.plan.steps:
+            if self.progress.epoch < self.options.epochs:
                 self._train()
             else:
                 self.log.say("nothing to train: all epochs are done; a larger --epochs continues")
@@ -113,31 +141,57 @@ class Pretraining:
 
     def _train(self) -> None:
         self.log.start()
-        for step, batch in self._batches():
+        for batch in self._batches():
+            step = self._steps_done()
             rates = self.plan.rates(step)
-            views = [view.to(self.device, non_blocking=True) for view in batch.views]
             # The state of the generator is a function of the step: nothing of it needs to be saved.
             torch.manual_seed(mixed_seed(self.options.seed, step, distributed.rank()))
-            result = self.distillation.step(views, rates)
+            with explaining_shortage(self.at_once, self.options.accumulate):
+                result = self.distillation.step(batch.views, rates)
             self._take_note(step, result)
+            if step == self.first_step:
+                self.log.say(f"memory:    {peak_memory(self.device)} at its peak in the first step")
             if self.nonfinite_in_a_row >= _NONFINITE_STEPS_ALLOWED:
-                self._stop_nonfinite(step, rates, views)
-            if self._step_in_epoch() == self.plan.steps_per_epoch:
+                self._stop_nonfinite(step, rates, batch.views)
+            if not self._epoch_has_a_step():
                 self._end_epoch()
             elif self._is_due():
                 self._save()
 
-    def _batches(self) -> Iterator[tuple[int, Batch]]:
-        order = EpochOrder(
+    def _batches(self) -> Iterator[Batch]:
+        """A batch for each step, until the end or until a signal asks for it."""
+        for batch in steady_batches(self._open_loader, self._order(), say=self._say_as_this_process):
+            own = _News(batch.broken, self.interruption.signal_name)
+            # Every process learns what any has to tell, so that all stop at the same step.
+            news = distributed.gather([own] if any(own) else [])
+            broken = [entry for each in news for entry in each.broken]
+            for line in self.broken.add(broken):
+                self.log.say(line)
+            if broken:
+                self._check_readable(batch)
+            for signal_name in sorted(each.signal_name for each in news if each.signal_name)[:1]:
+                self._save()
+                raise Interrupted(
+                    f"stopped by {signal_name} after {self._steps_done()} steps, which are saved in {self.folder}; "
+                    "the same command continues"
+                )
+            yield batch
+
+    def _order(self) -> EpochOrder:
+        return EpochOrder(
             len(self.pictures),
-            batch_size=self.options.batch_size_per_gpu,
-            steps=self.plan.steps,
-            first_step=self.first_step,
+            global_batch=self.global_batch,
+            epochs=self.options.epochs,
+            seed=self.options.seed,
+            epoch=self.progress.epoch,
+            samples=self.progress.samples,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            seed=self.options.seed,
+            parts=self.options.accumulate,
         )
-        loader = create_loader(
+
+    def _open_loader(self, order: EpochOrder) -> DataLoader[Batch]:
+        return create_loader(
             self.pictures,
             create_multicrop(self.options),
             order,
@@ -145,28 +199,21 @@ class Pretraining:
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
-        for step, batch in enumerate(loader, start=self.first_step):
-            # Every process counts what all have found, so that all stop at the same step.
-            broken = distributed.gather(batch.broken)
-            for line in self.broken.add(broken):
-                self.log.say(line)
-            if broken:
-                self._check_readable(step, batch)
-            yield step, batch
 
-    def _check_readable(self, step: int, batch: Batch) -> None:
+    def _check_readable(self, batch: Batch) -> None:
         try:
             self.broken.check()
-            if distributed.gather([] if batch.views else [step]):
-                raise UserError(f"no readable picture is left for step {step}: see the list above")
+            if distributed.gather([] if batch.views else [distributed.rank()]):
+                raise UserError(
+                    f"no readable picture is left for step {self._steps_done()}: see the list above"
+                )
         except UserError:
-            if step > self.first_step:
+            if self._steps_done() > self.first_step:
                 self._save()
             raise
 
     def _take_note(self, step: int, result: StepResult) -> None:
-        epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
-        self.log.step(epoch, result.measures["loss"])
+        self.log.step(self.progress.epoch, result.measures["loss"])
         if result.finite:
             self.nonfinite_in_a_row = 0
             self.totals.add(result.measures)
@@ -175,10 +222,8 @@ class Pretraining:
             if not self._is_finding_a_scale(result):
                 self.nonfinite_in_a_row += 1
                 self.log.say(f"step {step}: loss or gradients are not finite; the step is skipped")
-        samples = (step_in_epoch + 1) * self.global_batch
-        self.progress = dataclasses.replace(
-            self.progress, epoch=epoch, samples=samples, totals=self.totals.sums
-        )
+        samples = self.progress.samples + self.global_batch
+        self.progress = dataclasses.replace(self.progress, samples=samples, totals=self.totals.sums)
         if result.finite:
             self._watch_for_collapse(result.measures)
 
@@ -206,8 +251,10 @@ class Pretraining:
         }
         if looks:
             row |= self._look(epoch + 1)
-        if "knn" in row and self.progress.knn_random is not None:
-            row["knn_random"] = self.progress.knn_random
+        if "knn" in row:
+            before = {"knn_random": self.progress.knn_random, "knn_init": self.progress.knn_init}
+            row |= {name: value for name, value in before.items() if value is not None}
+            self._watch_for_forgetting(row["knn"])
         best_knn = max(self.progress.best_knn, row.get("knn", -1.0))
         is_best = best_knn > self.progress.best_knn
         self.progress = dataclasses.replace(
@@ -239,10 +286,25 @@ class Pretraining:
             knn = self._look(0).get("knn")
             if not self.options.init_from:
                 self.progress = dataclasses.replace(self.progress, knn_random=knn)
+                return
+            self.progress = dataclasses.replace(self.progress, knn_init=knn)
+            if knn is None:
+                self.log.say(
+                    "no k-NN accuracy to tell whether anything is lost: give --knn_data, with classes"
+                )
+
+    def _watch_for_forgetting(self, knn: float) -> None:
+        before, allowed = self.progress.knn_init, self.options.knn_drop
+        if before is not None and knn < before - allowed:
+            self.log.say(
+                f"FORGETTING: k-NN accuracy is {knn:.1f} %, {before - knn:.1f} points below that of "
+                f"{self.options.init_from} before the training, and --knn_drop allows {allowed:g}: lower --lr, raise "
+                "--momentum_teacher, or stop here (--preset continue is made for this; best_knn.pth is the best so far)"
+            )
 
     def _create_monitor(self) -> Monitor | None:
         options = self.options
-        if not distributed.is_main() or options.knn_freq <= 0:
+        if options.knn_freq <= 0:
             return None
         train, test = open_parts(options.data_path, self.pictures, knn_data=options.knn_data)
         return Monitor(
@@ -273,12 +335,15 @@ class Pretraining:
     def _stop_nonfinite(self, step: int, rates: Rates, views: list[torch.Tensor]) -> None:
         self._save()
         with distributed.autocast(self.device, self.precision):
-            module = first_nonfinite_module(self.distillation.student, views)
-        where = (
-            f"the first module of the student whose output is not finite is {module}"
-            if module
-            else "every output of the student is finite, its loss or gradients are not"
-        )
+            place = first_nonfinite_module(self.distillation.student, views)
+        # Through batch norm and reductions it spreads to all processes: where it is found first, it began.
+        found = [(place, rank) for rank, place in enumerate(distributed.gather([place])) if place is not None]
+        if found:
+            (_, name), rank = min(found)
+            where = f"the first module of the student whose output is not finite is {name}"
+            where += f" in process {rank}" if distributed.world_size() > 1 else ""
+        else:
+            where = "every output of the student is finite, its loss or gradients are not"
         raise RunStopped(
             f"{_NONFINITE_STEPS_ALLOWED} steps in a row were not finite, the last is step {step} (learning rate "
             f"{rates.lr:.2e}, weight decay {rates.weight_decay:.2e}, teacher temperature "
@@ -308,14 +373,20 @@ class Pretraining:
         else:
             checkpoint.save_atomically(content, self.folder / name)
 
-    def _step_in_epoch(self) -> int:
-        """Steps of the unfinished epoch that are done, as many as make its pictures with the present batch."""
-        return min(self.progress.samples // self.global_batch, self.plan.steps_per_epoch)
+    def _steps_done(self) -> int:
+        """Of the whole run, as many as make its pictures with the present batch."""
+        within = min(self.progress.samples // self.global_batch, self.plan.steps_per_epoch)
+        return self.progress.epoch * self.plan.steps_per_epoch + within
 
-    def _agreed_first_step(self) -> int:
-        first_step = self.progress.epoch * self.plan.steps_per_epoch + self._step_in_epoch()
-        if len(set(distributed.gather([first_step]))) > 1:
+    def _epoch_has_a_step(self) -> bool:
+        return self.progress.samples + self.global_batch <= len(self.pictures)
+
+    def _agree_on_progress(self) -> None:
+        if len(set(distributed.gather([(self.progress.epoch, self.progress.samples)]))) > 1:
             raise UserError(
                 "the processes found different checkpoints: all machines must see the same --output_dir"
             )
-        return first_step
+
+    def _say_as_this_process(self, line: str) -> None:
+        """What concerns this process alone is said by it, whichever it is."""
+        print(line if distributed.world_size() == 1 else f"{distributed.this_process()}: {line}", flush=True)

@@ -10,11 +10,11 @@ from dino.attention.run_page import NAME as RUN_PAGE
 from dino.memory import step_memory
 from dino.monitor import NEIGHBOURS
 from dino.network import MultiCropNetwork
-from dino.plan import Plan
+from dino.plan import Plan, share_of_step
 from dino.runtime import distributed
 from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures
-from dino.train_options import TrainOptions, preset_text
+from dino.train_options import TrainOptions, preset_lines
 
 
 def opening_lines(
@@ -31,21 +31,24 @@ def opening_lines(
         UserError: the backbone cannot take views of these sizes.
     """
     world_size = distributed.world_size()
-    batch = options.batch_size_per_gpu * world_size
-    processes = f" ({world_size} processes x {options.batch_size_per_gpu})" if world_size > 1 else ""
+    batch, at_once = share_of_step(options)
+    factors = [f"{world_size} processes"] if world_size > 1 else []
+    factors += [f"{options.accumulate} parts"] if options.accumulate > 1 else []
+    shares = f" ({' x '.join([*factors, str(at_once)])})" if factors else ""
     classes = f"in {len(pictures.classes)} classes" if pictures.labels is not None else "no labels"
     parameters = sum(parameter.numel() for parameter in student.backbone.parameters())
     local = f", {options.local_crops_number} x {options.local_crops_size} px"
-    preset = f"preset:    {options.preset}: {preset_text(options)}"
+    purpose, *settings = preset_lines(options)
+    preset = [f"preset:    {purpose}", *(f"           {line}" for line in settings)]
     return [
-        *([preset] if options.preset != "paper" else []),
+        *(preset if options.preset != "paper" else []),
         f"pictures:  {len(pictures):,}, {classes}, from {options.data_path}",
         f"backbone:  {options.arch}, {parameters / 1e6:.1f} M parameters; {options.out_dim:,} prototypes",
         f"views:     2 x {options.global_crops_size} px{local if options.local_crops_number else ''}",
         f"steps:     {options.epochs:,} epochs x {plan.steps_per_epoch:,} steps = {plan.steps:,} steps, "
-        f"of {batch:,} pictures{processes}",
+        f"of {batch:,} pictures{shares}",
         f"rates:     learning rate {options.lr:g} x {batch} / 256 = {plan.lr.max():.3g} at its peak",
-        f"computing: {device}, {precision}, {_memory(options, student, precision)}",
+        f"computing: {device}, {precision}, {_memory(options, at_once, student, precision)}",
         f"output:    {Path(options.output_dir).resolve()}",
     ]
 
@@ -55,8 +58,11 @@ def closing_lines(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     measured = [row for row in rows if row.get("knn") is not None]
     if measured:
-        before = measured[-1].get("knn_random")
-        compared = f"{before:.1f} % for the random network, " if before is not None else ""
+        starts = {"knn_random": "for the random network", "knn_init": "for the weights it started from"}
+        before = [
+            f"{measured[-1][key]:.1f} % {words}, " for key, words in starts.items() if key in measured[-1]
+        ]
+        compared = "".join(before)
         lines.append(f"{NEIGHBOURS}-NN accuracy: {compared}{measured[-1]['knn']:.1f} % after the training")
     files = ("checkpoint.pth", "best_knn.pth", "log.txt", "curves.png", "attention")
     there = [name for name in files if (folder / name).exists()]
@@ -66,16 +72,16 @@ def closing_lines(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _memory(options: TrainOptions, student: MultiCropNetwork, precision: str) -> str:
+def _memory(options: TrainOptions, at_once: int, student: MultiCropNetwork, precision: str) -> str:
     sizes = [options.global_crops_size] * 2 + [options.local_crops_size] * options.local_crops_number
     try:
-        needed = step_memory(student, sizes, options.batch_size_per_gpu, low_precision=precision != "fp32")
+        needed = step_memory(student, sizes, at_once, low_precision=precision != "fp32")
     except NotImplementedError:  # an operation that torch cannot follow without values
         return "memory unknown"
     except (RuntimeError, ValueError, AssertionError) as error:
         problem = str(error).partition("\n")[0]
         raise UserError(
-            f"--arch {options.arch} cannot be trained on {options.batch_size_per_gpu} pictures per process with "
+            f"--arch {options.arch} cannot be trained on {at_once} pictures at once with "
             f"--global_crops_size {options.global_crops_size} and --local_crops_size {options.local_crops_size}: "
             f"{problem}"
         ) from error

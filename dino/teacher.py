@@ -33,7 +33,11 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def update(self, logits_TBK: Tensor) -> None:
-        """Move towards the mean over views, images and ranks. Call it after the targets were used."""
+        """Move towards the mean over views, images and ranks. Call it after the targets were used.
+
+        Args:
+            logits_TBK: of the batch, or, with the same mean, (1, N, K) means over N equal parts of it.
+        """
         batch_mean = mean_over_ranks(logits_TBK.float().mean(dim=(0, 1)))
         self.center.lerp_(batch_mean.unsqueeze(0), 1.0 - self.momentum)
 

@@ -1,45 +1,12 @@
-"""The options of a pre-training run, with DINO's names and defaults, and presets of them. Imports no torch."""
+"""The options of a pre-training run, with DINO's names and defaults. Imports no torch."""
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dino.presets import PRESETS, PURPOSES
 from dino.runtime.options import UserError, option
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    # For thousands of pictures and minutes on a CPU: few prototypes in equal use, sharp targets, features kept
-    # apart, small crops, colours that cannot be relied on, a teacher that follows quickly.
-    "tiny": {
-        "arch": "xcit_pico_3_p8",
-        "out_dim": 128,
-        "head_hidden_dim": 512,
-        "bottleneck_dim": 128,
-        "centering": "sinkhorn_knopp",
-        "koleo_weight": 0.05,
-        "teacher_temp": 0.02,
-        "warmup_teacher_temp": 0.02,
-        "momentum_teacher": 0.99,
-        "lr": 0.024,
-        "warmup_epochs": 2,
-        "weight_decay_end": 0.04,
-        "drop_path_rate": 0.0,
-        "global_crops_size": 48,
-        "global_crops_scale": (0.5, 1.0),
-        "local_crops_size": 24,
-        "local_crops_scale": (0.1, 0.5),
-        "local_crops_number": 4,
-        "color_jitter": (0.4, 0.4, 0.8, 0.5),
-        "grayscale": 0.4,
-        "blur": 0.0,
-        "batch_size_per_gpu": 32,
-        "epochs": 8,
-        "freeze_last_layer": 0,
-        "knn_freq": 4,
-        "eval_size": 64,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -85,7 +52,9 @@ class TrainOptions:
     local_rank: int = option(0, "Set by old launchers; torchrun's LOCAL_RANK wins.")
 
     preset: str = option(
-        "paper", "Defaults to start from; options given beside it win.", choices=tuple(PRESETS)
+        "paper",
+        f"Defaults to start from; options given beside it win. {PURPOSES}.",
+        choices=tuple(PRESETS),
     )
     global_crops_size: int = option(224, "Side of a global view in pixels.")
     local_crops_size: int = option(96, "Side of a local view in pixels.")
@@ -104,6 +73,14 @@ class TrainOptions:
     koleo_weight: float = option(0.0, "Weight of the KoLeo regulariser on the global views; 0 = off.")
     device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps.")
     precision: str = option("auto", "Of the forward pass.", choices=("auto", "fp32", "bf16", "fp16"))
+    batch_size: int = option(
+        0, "Pictures per step over all processes; 0 = --batch_size_per_gpu x processes x --accumulate."
+    )
+    accumulate: int = option(
+        1,
+        "Parts that a process's share of a step is computed in, one after the other: each holds "
+        "--batch_size_per_gpu pictures, or its share of --batch_size.",
+    )
     grad_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, slower."
     )
@@ -116,8 +93,15 @@ class TrainOptions:
     knn_data: str = option(
         "", "Labelled pictures for k-NN (train/ and val/, or one set); empty = --data_path."
     )
+    knn_drop: float = option(
+        5.0, "With --init_from, warn when k-NN falls more than so many points below that before the training."
+    )
     knn_max_pictures: int = option(5000, "Pictures used for k-NN, evenly spaced, of each part.")
     eval_size: int = option(0, "Side in pixels for k-NN and attention; 0 = as the global views.")
+    wait_minutes: float = option(10.0, "A process that waits for the others longer than this gives up.")
+    deterministic: bool = option(
+        False, "Only algorithms that give the same bits each time: for GPUs, slower."
+    )
     on_collapse: str = option("warn", "What a collapse leads to.", choices=("warn", "stop"))
 
 
@@ -133,11 +117,23 @@ def preset_defaults(arguments: Sequence[str]) -> TrainOptions:
         nearest = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(PRESETS)}"
         raise UserError(f"unknown preset '{name}'; {hint}")
-    return replace(TrainOptions(), **PRESETS[name])
+    return replace(TrainOptions(), **PRESETS[name].settings)
 
 
-def preset_text(options: TrainOptions) -> str:
-    """What the preset set, as it would be written on the command line; not what was given beside it."""
-    kept = {key: value for key, value in PRESETS[options.preset].items() if getattr(options, key) == value}
-    written = {key: value if isinstance(value, tuple) else (value,) for key, value in kept.items()}
-    return " ".join(f"--{key} {' '.join(map(str, values))}" for key, values in written.items())
+def preset_lines(options: TrainOptions) -> list[str]:
+    """What the preset is for, then what it set, as on the command line, and why; not what was given beside it."""
+    preset = PRESETS[options.preset]
+    lines = [f"{preset.name}: {preset.purpose} ({preset.status})"]
+    for group in preset.groups:
+        kept = {key: value for key, value in group.settings.items() if getattr(options, key) == value}
+        if kept:
+            lines.append(
+                f"{' '.join(f'--{key} {_written(value)}' for key, value in kept.items())}: {group.why}"
+            )
+    return lines
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

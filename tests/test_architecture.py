@@ -21,13 +21,14 @@ FLOORS = [
         "dino." + name
         for name in (
             *("multicrop", "network", "head", "loss", "teacher", "schedules", "optimizer", "collapse"),
-            *("distillation", "loader", "memory", "train_options"),
+            *("distillation", "loader", "memory", "presets", "train_options"),
         )
     ],
     ["dino.evaluation", "dino.attention", "dino.curves"],
     ["dino.monitor"],
     ["dino." + name for name in ("plan", "resume", "summary", "pretraining")],
     ["dino.train"],
+    ["dino.slurm", "dino.slurm_job", "dino.slurm_options"],
 ]
 
 

@@ -18,8 +18,8 @@ from torchvision import transforms
 from tqdm import tqdm
 
 from dino.evaluation.kinds import CLASS_TOKEN, LAST_BLOCKS, LAST_BLOCKS_COUNT, PATCH_MEAN, PATCH_TOKENS
+from dino.runtime import distributed
 from dino.runtime.backbones import evaluating, last_blocks, reads_blocks, tokens
-from dino.runtime.distributed import autocast, usable_cores
 from dino.runtime.images import BrokenImageError
 from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures
@@ -131,7 +131,7 @@ class Extractor:
         *,
         progress: str | None = "features",
     ) -> Features:
-        """Features of every readable picture, in memory.
+        """Features of every readable picture, in memory. All processes call it, share the pictures, and get all.
 
         Args:
             kinds: see `dino.evaluation.kinds`.
@@ -143,7 +143,15 @@ class Extractor:
         dtype = self.preparation.dtype
         shapes = self.row_shapes(kinds)
         rows = {kind: np.empty((len(pictures), *shape), dtype) for kind, shape in shapes.items()}
-        broken = self.fill(rows, pictures, range(len(pictures)), progress=progress)
+        part = self.part_of(len(pictures), distributed.rank(), distributed.world_size())
+        with distributed.together():
+            own = self.fill(rows, pictures, part, progress=progress if distributed.is_main() else None)
+        broken = dict(distributed.gather(list(own.items())))
+        if distributed.world_size() > 1:
+            own_rows = {kind: values[part.start : part.stop] for kind, values in rows.items()}
+            for start, of_part in distributed.gather([(part.start, own_rows)]):
+                for kind, values in of_part.items():
+                    rows[kind][start : start + len(values)] = values
         kept = readable(pictures, broken)
         return Features(
             rows={kind: value[kept] for kind, value in rows.items()} if broken else rows,
@@ -172,6 +180,15 @@ class Extractor:
                 "try the --image_size that it was made for, or another --arch"
             ) from error
         return {kind: tuple(value.shape[1:]) for kind, value in rows.items()}
+
+    def part_of(self, count: int, rank: int, processes: int) -> range:
+        """The pictures of a set of `count` that a process shows to its backbone.
+
+        Whole batches: a network's last digits may depend on the pictures beside, and must not on the processes.
+        """
+        batches = -(-count // self.batch_size)
+        first, end = (self.batch_size * (batches * place // processes) for place in (rank, rank + 1))
+        return range(first, min(end, count))
 
     def fill(
         self, rows: Mapping[str, np.ndarray], pictures: Pictures, indices: range, *, progress: str | None
@@ -211,7 +228,7 @@ class Extractor:
         loader = DataLoader(
             _Prepared(pictures, indices, self.preparation.transform()),
             batch_size=self.batch_size,
-            num_workers=min(self.num_workers, usable_cores()),
+            num_workers=min(self.num_workers, distributed.usable_cores()),
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # its own: measuring in mid-training leaves the run's random state alone
@@ -228,7 +245,7 @@ class Extractor:
         Gradients are the caller's choice: no_grad and not inference_mode, since a backbone may keep what it computes
         here (position features of a size), and inference tensors cannot be trained with later.
         """
-        with evaluating(self.backbone), autocast(self.device, self.preparation.precision):
+        with evaluating(self.backbone), distributed.autocast(self.device, self.preparation.precision):
             return function(self.backbone, images.to(self.device, non_blocking=True))
 
 

@@ -212,10 +212,7 @@ def _extract(
 ) -> dict[int, str]:
     """This process's part of the rows; returns the broken pictures of all parts."""
     rank, processes = distributed.rank(), distributed.world_size()
-    # Whole batches: a network's last digits may depend on the pictures beside, and must not on the processes.
-    batches = -(-len(pictures) // extractor.batch_size)
-    first, end = (extractor.batch_size * (batches * place // processes) for place in (rank, rank + 1))
-    part = range(first, min(end, len(pictures)))
+    part = extractor.part_of(len(pictures), rank, processes)
     if processes > 1:
         title += f", part 1 of {processes}"
     broken: dict[int, str] = {}

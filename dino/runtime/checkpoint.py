@@ -34,6 +34,7 @@ class Progress:
         samples: pictures of the unfinished epoch already seen, over all processes.
         best_knn: best k-NN accuracy so far in percent; -1 before the first.
         knn_random: that of the random network at the start; None = not measured.
+        knn_init: that of the weights of `--init_from` at the start; None = not measured.
         totals: sums of the unfinished epoch's logged values, and how many steps they hold.
     """
 
@@ -41,6 +42,7 @@ class Progress:
     samples: int = 0
     best_knn: float = -1.0
     knn_random: float | None = None
+    knn_init: float | None = None
     totals: Mapping[str, float] | None = None
 
 
@@ -148,6 +150,7 @@ def pack(
             "samples": progress.samples,
             "best_knn": float(progress.best_knn),
             "knn_random": progress.knn_random,
+            "knn_init": progress.knn_init,
             "totals": dict(progress.totals or {}),
         },
         **scaler_state,
@@ -196,6 +199,7 @@ def unpack(
         samples=int(extra.get("samples", 0)),
         best_knn=float(extra.get("best_knn", -1.0)),
         knn_random=extra.get("knn_random"),
+        knn_init=extra.get("knn_init"),
         totals=extra.get("totals") or None,
     )
 

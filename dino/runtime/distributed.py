@@ -12,25 +12,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dino.runtime.options import RunStopped, UserError
+from dino.runtime.options import RankFailed, RunStopped, UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 Item = TypeVar("Item")
 
+# Long enough for a k-NN measurement of the main process; torchrun ends all at once when one dies.
+_TIMEOUT = timedelta(hours=3)
+# What gloo says when a process at the other end is gone, and when it does not answer.
+_GONE = re.compile("closed by peer|reset by peer|broken pipe", re.IGNORECASE)
+_SILENT = re.compile("timed out|timeout", re.IGNORECASE)
+
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def start(device: torch.device, *, dist_url: str = "env://", timeout: timedelta = timedelta(hours=3)) -> None:
+def start(device: torch.device, *, dist_url: str = "env://", timeout: timedelta = _TIMEOUT) -> None:
     """Join the other processes when torchrun started several; alone, do nothing.
 
     Args:
-        timeout: how long a process waits for the others, who may be measuring k-NN; torchrun ends all of them
-            at once when one dies.
+        timeout: how long a process waits for the others before it gives them up.
 
     Raises:
         UserError: the environment says that there are others, but not which of them this one is.
+        RankFailed: they cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
@@ -40,13 +46,19 @@ def start(device: torch.device, *, dist_url: str = "env://", timeout: timedelta 
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        init_method=dist_url,
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timeout,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=dist_url,
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timeout,
+        )
+    except dist.DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise RankFailed(
+            f"process {os.environ['RANK']} on {platform.node()} does not reach the others: {reason}"
+        ) from error
 
 
 def stop() -> None:
@@ -55,32 +67,56 @@ def stop() -> None:
 
 
 @contextmanager
-def processes(device: torch.device, *, dist_url: str = "env://") -> Iterator[None]:
+def processes(
+    device: torch.device, *, dist_url: str = "env://", timeout: timedelta = _TIMEOUT
+) -> Iterator[None]:
     """Work of all processes that torchrun started, or of this one alone; what ends it is said by one of them.
 
     Raises:
         UserError, RunStopped: as raised inside, in the main process; the others exit with the same code.
+        RankFailed: what happened to this process only, or that another one is gone, or silent for the timeout.
     """
-    start(device, dist_url=dist_url)
+    start(device, dist_url=dist_url, timeout=timeout)
     try:
         yield
     except (UserError, RunStopped) as reason:
-        main = is_main()
+        says_it = is_main() or isinstance(reason, RankFailed)
         if dist.is_initialized() and dist.get_backend() == "gloo":
             # Or its threads, whose peers are going too, may abort the process on its way out. NCCL would wait for
             # peers that may never come.
             stop()
-        if main:
+        if says_it:
             raise
         # All processes share what is raised here, and one says it.
-        raise SystemExit(2 if isinstance(reason, UserError) else 1) from None
+        raise SystemExit(reason.exit_code) from None
     except RuntimeError as error:
-        if not re.search("(closed|reset) by peer", str(error)):
+        if world_size() == 1:
             raise
-        # That process has said why, and whoever started this one is about to end it.
-        raise SystemExit(1) from None
+        failure = _of_another(str(error), timeout)
+        if failure is None:
+            raise
+        raise RankFailed(f"{this_process()} {failure}") from error
     # Not after an error: others may wait in a reduction, and this would wait for them.
     stop()
+
+
+def _of_another(message: str, timeout: timedelta) -> str | None:
+    """What a failed reduction tells of the other processes, if that is what failed."""
+    if _GONE.search(message):
+        return "lost another process, which has ended; that process, or torchrun, says why"
+    if _SILENT.search(message):
+        return (
+            f"waited {timeout.total_seconds() / 60:g} minutes for the others in vain: one of them hangs, "
+            "or the network between them is cut"
+        )
+    return None
+
+
+def this_process() -> str:
+    """Its number, from 0, and its machine, in words."""
+    if world_size() == 1:
+        return "this process"
+    return f"process {rank()} of {world_size()} on {platform.node()}"
 
 
 def rank() -> int:
@@ -104,6 +140,16 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return total / world_size()
 
 
+def of_all_ranks(rows_BC: Tensor) -> Tensor:
+    """The rows of all processes, as many of each, in the order of the ranks; gradients reach this one's own."""
+    if world_size() == 1:
+        return rows_BC
+    of_rank = [torch.empty_like(rows_BC) for _ in range(world_size())]
+    dist.all_gather(of_rank, rows_BC.detach().contiguous())
+    of_rank[rank()] = rows_BC
+    return torch.cat(of_rank)
+
+
 def gather(items: Sequence[Item]) -> list[Item]:
     """The items of all processes, in the order of the ranks; costs one number where there are none."""
     if world_size() == 1:
@@ -114,6 +160,14 @@ def gather(items: Sequence[Item]) -> list[Item]:
     of_rank: list[Any] = [None] * world_size()
     dist.all_gather_object(of_rank, list(items))
     return [item for some in of_rank for item in some]
+
+
+def restart_note() -> list[str]:
+    """A line when torchrun has started the processes again, after one of them died."""
+    count, most = (
+        int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS")
+    )
+    return [f"restarted: by torchrun, {count} of at most {most} times"] if count else []
 
 
 @contextmanager
@@ -179,6 +233,23 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=_AUTOCAST[precision])
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Algorithms that give the same bits every time, also on GPUs, where the fast ones may not."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def describe(device: torch.device) -> str:

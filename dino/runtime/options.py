@@ -32,9 +32,23 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 class UserError(ValueError):
     """A user's mistake: the command prints the sentence and exits with code 2, without a traceback."""
 
+    exit_code = 2
+
 
 class RunStopped(Exception):  # noqa: N818 - not an error of the program or the user
     """Long work that ended early for a stated reason: one sentence and exit code 1."""
+
+    exit_code = 1
+
+
+class RankFailed(RunStopped):
+    """What ended one process of several and is unknown to the others: that process says it, whichever it is."""
+
+
+class Interrupted(RunStopped):
+    """A signal asked the run to end, and it saved first: whoever sent it should start the same command again."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: a failure for now, try again later
 
 
 def option(default: Any, help: str, *, choices: Sequence[str] = (), positional: bool = False) -> Any:
@@ -67,10 +81,8 @@ def command(
     try:
         start = defaults(arguments) if defaults else options()
         run(parse_options(options, arguments, prog=prog, description=description, default=start))
-    except UserError as error:
-        _exit(prog, str(error), code=2)
-    except RunStopped as reason:
-        _exit(prog, str(reason), code=1)
+    except (UserError, RunStopped) as reason:
+        _exit(prog, str(reason), code=reason.exit_code)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from collections import Counter
 
 import pytest
@@ -5,9 +8,16 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from dino.loader import BrokenPictures, EpochOrder, ViewsOfPictures, create_loader, mixed_seed
+from dino.loader import (
+    BrokenPictures,
+    EpochOrder,
+    ViewsOfPictures,
+    create_loader,
+    mixed_seed,
+    steady_batches,
+)
 from dino.runtime.images import BrokenImageError
-from dino.runtime.options import UserError
+from dino.runtime.options import RankFailed, UserError
 from dino.runtime.pictures import Pictures
 
 
@@ -39,16 +49,8 @@ def noisy(picture):
     return [pixels, pixels + torch.rand(3, 2, 2)]
 
 
-def epoch_order(count=10, *, batch_size=2, steps=12, first_step=0, rank=0, world_size=1, seed=0):
-    return EpochOrder(
-        count,
-        batch_size=batch_size,
-        steps=steps,
-        first_step=first_step,
-        rank=rank,
-        world_size=world_size,
-        seed=seed,
-    )
+def epoch_order(count=10, *, batch=2, epochs=3, **place):
+    return EpochOrder(count, global_batch=batch, epochs=epochs, seed=place.pop("seed", 0), **place)
 
 
 def batches(order, *, broken=(), num_workers=0):
@@ -62,7 +64,7 @@ def levels(batch):
 
 def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order():
     shown = [levels(batch) for batch in batches(epoch_order())]
-    assert len(shown) == 12
+    assert len(shown) == 15
     epochs = [[level for batch in shown[start : start + 5] for level in batch] for start in (0, 5)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
     assert epochs[0] != epochs[1] and epochs[0] != list(range(10))
@@ -70,7 +72,7 @@ def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order():
 
 def test_pictures_that_fill_no_batch_are_left_out_of_the_epoch_but_not_always_the_same():
     left_out = []
-    keys = list(epoch_order(11, batch_size=3, steps=30))
+    keys = list(epoch_order(11, batch=3, epochs=10))
     for epoch in range(10):
         shown = [index for batch in keys[3 * epoch : 3 * epoch + 3] for _, index in batch]
         assert len(set(shown)) == 9
@@ -78,32 +80,52 @@ def test_pictures_that_fill_no_batch_are_left_out_of_the_epoch_but_not_always_th
     assert len(set(left_out)) > 2
 
 
-def test_the_global_batches_are_the_same_for_any_number_of_processes():
-    alone = [set(batch) for batch in epoch_order(22, batch_size=4, steps=11)]
-    for world_size in (2, 4):
-        parts = [
-            list(epoch_order(22, batch_size=4 // world_size, steps=11, rank=rank, world_size=world_size))
-            for rank in range(world_size)
-        ]
-        together = [[key for part in step for key in part] for step in zip(*parts, strict=True)]
-        assert [set(batch) for batch in together] == alone
-        assert all(len(batch) == 4 for batch in together)
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_global_batches_are_the_same_for_any_number_of_processes_and_parts(world_size, parts):
+    alone = [set(batch) for batch in epoch_order(42, batch=8)]
+    shares = [
+        list(epoch_order(42, batch=8, rank=rank, world_size=world_size, parts=parts))
+        for rank in range(world_size)
+    ]
+    assert {len(batch) for share in shares for batch in share} == {8 // world_size // parts}
+    steps = [[key for batch in zip(*shares, strict=True) for part in batch for key in part]]
+    together = [steps[0][start : start + 8] for start in range(0, len(steps[0]), 8)]
+    assert [set(step) for step in together] == alone
+    assert len(steps[0]) == 3 * 40
 
 
-@pytest.mark.parametrize("first_step", range(13))
-def test_resuming_at_any_step_gives_exactly_the_tail(first_step):
-    order = epoch_order(first_step=first_step)
-    assert list(order) == list(epoch_order())[first_step:]
-    assert len(order) == 12 - first_step
+@pytest.mark.parametrize("steps", range(16))
+def test_after_any_step_comes_exactly_the_tail(steps):
+    whole = list(epoch_order())
+    for order in (epoch_order(epoch=steps // 5, samples=2 * (steps % 5)), epoch_order().after(steps)):
+        assert list(order) == whole[steps:]
+        assert len(order) == 15 - steps
+    middle = epoch_order(epoch=1, samples=3)  # 3 more steps, whose places are between those of before
+    assert list(middle.after(steps)) == list(middle)[steps:]
+
+
+@pytest.mark.parametrize("new_batch", [1, 3, 5, 7])
+@pytest.mark.parametrize("samples", [0, 4, 6, 8])
+def test_another_batch_goes_on_with_the_next_picture_without_repeats_or_holes(samples, new_batch):
+    seen = [index for batch in epoch_order(22, epochs=1) for _, index in batch][:samples]
+    rest = [
+        index for batch in epoch_order(22, epochs=1, batch=new_batch, samples=samples) for _, index in batch
+    ]
+    order = [index for batch in epoch_order(22, epochs=1, batch=1) for _, index in batch]
+    assert seen + rest == order[: samples + new_batch * ((22 - samples) // new_batch)]
 
 
 def test_a_run_that_is_already_over_has_no_batches():
-    assert list(epoch_order(first_step=20)) == [] and len(epoch_order(first_step=20)) == 0
+    for order in (epoch_order(epoch=3), epoch_order(epoch=2, samples=10), epoch_order(epoch=2, samples=9)):
+        assert list(order) == [] and len(order) == 0
+    smaller_now = epoch_order(count=6, epoch=1, samples=8)
+    assert len(list(smaller_now)) == len(smaller_now) == 3
 
 
 def test_views_depend_on_seed_epoch_and_picture_alone():
     first, again = batches(epoch_order()), batches(epoch_order())
-    tail = batches(epoch_order(first_step=7))
+    tail = batches(epoch_order(epoch=1, samples=4))
     other = batches(epoch_order(seed=1))
     for ours, theirs in [*zip(first, again, strict=True), *zip(first[7:], tail, strict=True)]:
         assert all(torch.equal(a, b) for a, b in zip(ours.views, theirs.views, strict=True))
@@ -129,7 +151,7 @@ def test_the_training_processs_random_numbers_are_left_alone(num_workers):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    batches(epoch_order(steps=2), num_workers=num_workers)
+    batches(epoch_order(4, epochs=1), num_workers=num_workers)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -149,7 +171,7 @@ def test_a_batch_keeps_its_size_when_pictures_are_broken():
 
 
 def test_a_set_of_only_broken_pictures_gives_no_views():
-    loaded = batches(epoch_order(4, steps=1), broken=range(4))
+    loaded = batches(epoch_order(4, epochs=1), broken=range(4))
     assert loaded[0].views == [] and len(loaded[0].broken) == 8
 
 
@@ -160,7 +182,7 @@ def test_search_for_a_stand_in_ends_after_the_attempts():
 
 def test_pictures_are_asked_for_no_more_pixels_than_are_enough():
     pictures = Colours(2)
-    list(create_loader(pictures, noisy, epoch_order(2, steps=1), enough=77, num_workers=0, pin_memory=False))
+    list(create_loader(pictures, noisy, epoch_order(2, epochs=1), enough=77, num_workers=0, pin_memory=False))
     assert pictures.asked == [77, 77]
 
 
@@ -195,3 +217,70 @@ def test_limit_zero_allows_none_and_a_negative_one_any_number(limit, stops):
             broken.check()
     else:
         broken.check()
+
+
+class Fragile(Colours):
+    """A worker that is shown the picture dies of it, so many times."""
+
+    def __init__(self, count, deadly, lives):
+        super().__init__(count)
+        self.deadly = deadly
+        self.deaths = multiprocessing.Value("i", 0)
+        self.lives = lives
+
+    def picture(self, index, *, at_least=None):
+        if index == self.deadly and self.deaths.value < self.lives:
+            self.deaths.value += 1
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().picture(index)
+
+
+def steady(pictures, order, said, **settings):
+    def open_loader(order):
+        return create_loader(pictures, noisy, order, num_workers=2, pin_memory=False)
+
+    return steady_batches(open_loader, order, say=said.append)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_worker_that_dies_costs_no_batch(parts):
+    order = epoch_order(12, batch=4, epochs=2, parts=parts)
+    said = []
+    found = list(steady(Fragile(12, deadly=7, lives=1), order, said))
+    expected = [levels(batch) for batch in batches(epoch_order(12, batch=4, epochs=2))]
+    assert [levels(batch) for batch in found] == expected
+    assert said == [
+        "a loading process was killed (by the system, when no memory is left); its work is begun again, and no "
+        "picture is left out"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_that_die_again_and_again_end_the_run():
+    order, said = epoch_order(8, epochs=1), []
+    with pytest.raises(RankFailed, match=r"loading processes died 4 times in a row: lower --num_workers"):
+        list(steady(Fragile(8, deadly=next(iter(order))[1][1], lives=99), order, said))
+    assert len(said) == 4
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_mistake_in_a_worker_is_no_death():
+    class Wrong(Colours):
+        def picture(self, index, *, at_least=None):
+            raise RuntimeError("a mistake of ours")
+
+    said = []
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        list(steady(Wrong(4), epoch_order(4, epochs=1), said))
+    assert said == []
+
+
+def test_a_death_is_not_raised_in_the_middle_of_a_step():
+    order = epoch_order(8, epochs=1)
+    feed = steady(Colours(8), order, [])
+    next(feed)
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    feed.close()

@@ -3,10 +3,11 @@ import torch
 
 from dino.head import DinoHead
 from dino.loss import dino_loss
-from dino.memory import step_memory
+from dino.memory import explaining_shortage, peak_memory, step_memory
 from dino.network import MultiCropNetwork
 from dino.runtime.backbones import create_backbone
 from dino.runtime.distributed import autocast
+from dino.runtime.options import RankFailed
 
 SIZES = [48, 48, 32, 32]
 
@@ -58,3 +59,44 @@ def test_the_student_is_left_as_it_was():
     step_memory(student, SIZES, 2, low_precision=False)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert not student.training and all(value.device.type == "cpu" for value in student.parameters())
+
+
+def test_the_peak_counts_what_was_freed_again():
+    before = float(peak_memory(torch.device("cpu")).removesuffix(" GiB"))
+    torch.ones(int((before + 0.3) * 2**28)).sum()  # of 4 bytes each
+    assert float(peak_memory(torch.device("cpu")).removesuffix(" GiB")) > before + 0.29
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ..."
+        ),
+    ],
+)
+def test_too_little_memory_is_a_sentence_that_says_what_to_lower(error):
+    with pytest.raises(RankFailed) as failure, explaining_shortage(8, 2):
+        raise error
+    assert str(failure.value) == (
+        "this process has too little memory for 8 pictures at once: give --accumulate 4 and, without --batch_size, "
+        "--batch_size_per_gpu 4, which leave a step its pictures; or --grad_checkpointing true, "
+        "fewer --local_crops_number or a smaller --out_dim"
+    )
+    with (
+        pytest.raises(RankFailed, match="for 1 pictures at once: give --grad_checkpointing"),
+        explaining_shortage(1, 2),
+    ):
+        raise error
+
+
+def test_a_real_shortage_is_recognised():
+    with pytest.raises(RankFailed, match="too little memory"), explaining_shortage(8, 1):
+        torch.empty(2**60)
+
+
+def test_other_errors_of_a_step_come_through():
+    with pytest.raises(RuntimeError, match="shapes"), explaining_shortage(8, 1):
+        raise RuntimeError("shapes do not fit")

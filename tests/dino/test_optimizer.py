@@ -4,7 +4,6 @@ from torch import nn
 
 from dino.head import DinoHead
 from dino.optimizer import (
-    cancel_last_layer_gradients,
     clip_gradients,
     create_optimizer,
     gradient_norms,
@@ -75,18 +74,6 @@ def test_rates_are_set_for_all_and_weight_decay_for_the_first_group_only():
         (0.25, 0.5),
         (0.25, 0),
     ]
-
-
-def test_a_cancelled_last_layer_stays_where_it_is():
-    network = small_network()
-    optimizer = create_optimizer("adamw", parameter_groups(network))
-    set_rates(optimizer, 0.1, 0.5)
-    network(torch.randn(7, 4)).square().sum().backward()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    cancel_last_layer_gradients(network)
-    optimizer.step()
-    unchanged = {name for name, value in network.state_dict().items() if torch.equal(value, before[name])}
-    assert unchanged == {"2.last_layer.weight_v", "2.last_layer.weight_g"}  # not even decayed
 
 
 def test_adamw_equals_torchs_default():

@@ -6,9 +6,11 @@ import torch
 from timm.layers import DropPath
 
 from dino.multicrop import View
-from dino.plan import check_options, create_distillation, create_multicrop, create_plan
+from dino.plan import check_options, create_distillation, create_multicrop, create_plan, share_of_step
+from dino.presets import PRESETS
+from dino.runtime import distributed
 from dino.runtime.options import UserError
-from dino.train_options import PRESETS, TrainOptions
+from dino.train_options import TrainOptions, preset_defaults
 
 TINY = TrainOptions(
     arch="xcit_pico_3_p8",
@@ -47,12 +49,51 @@ def test_an_epoch_without_a_step_says_which_number_to_change():
     assert create_plan(TrainOptions(), count=63, global_batch=63).steps == 100
 
 
+@pytest.mark.parametrize(
+    ("processes", "given", "share"),
+    [
+        (1, {"batch_size_per_gpu": 64}, (64, 64)),
+        (8, {"batch_size_per_gpu": 64}, (512, 64)),
+        (2, {"batch_size_per_gpu": 64, "accumulate": 8}, (1024, 64)),
+        (8, {"batch_size": 1024}, (1024, 128)),
+        (2, {"batch_size": 1024, "accumulate": 16, "batch_size_per_gpu": 5}, (1024, 32)),
+    ],
+)
+def test_a_step_is_shared_by_processes_and_parts(processes, given, share, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    assert share_of_step(dataclasses.replace(TrainOptions(), **given)) == share
+
+
+@pytest.mark.parametrize("batch_size", [2, 1021])
+def test_a_batch_that_cannot_be_shared_equally_is_refused(batch_size, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError) as refusal:
+        share_of_step(dataclasses.replace(TrainOptions(), batch_size=batch_size, accumulate=2))
+    assert str(refusal.value) == (
+        f"--batch_size {batch_size} cannot be shared equally by 2 processes with --accumulate 2: "
+        "give a multiple of 4"
+    )
+
+
+def test_too_large_a_global_batch_is_named_by_its_flag():
+    options = dataclasses.replace(TrainOptions(), batch_size=64)
+    with pytest.raises(UserError, match="lower --batch_size to 63 or less"):
+        create_plan(options, count=63, global_batch=64)
+
+
+def test_continuing_needs_weights_to_continue_from():
+    with pytest.raises(UserError, match="--preset continue starts from weights: name them with --init_from"):
+        check_options(dataclasses.replace(TrainOptions(), preset="continue"))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_presets_are_accepted(preset):
-    check_options(dataclasses.replace(TrainOptions(), **PRESETS[preset]))
+    init_from = "weights.pth" if preset == "continue" else ""
+    options = preset_defaults([f"--preset={preset}"])
+    check_options(dataclasses.replace(options, preset=preset, init_from=init_from))
 
 
-COUNTS = ("epochs", "batch_size_per_gpu", "global_crops_size", "local_crops_size")
+COUNTS = ("epochs", "batch_size_per_gpu", "accumulate", "global_crops_size", "local_crops_size")
 WIDTHS = ("head_hidden_dim", "bottleneck_dim", "patch_size", "knn_max_pictures")
 NOT_NEGATIVE = ("local_crops_number", "num_workers", "clip_grad", "koleo_weight", "freeze_last_layer", "seed")
 RATES = ("lr", "min_lr", "weight_decay", "weight_decay_end", "blur", "eval_size")

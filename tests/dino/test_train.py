@@ -1,4 +1,4 @@
-"""The command as a user meets it: its options, its presets, and a sentence for every mistake."""
+"""The command as a user meets it: its options, and a sentence for every mistake."""
 
 import dataclasses
 import errno
@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from dino import train
-from dino.runtime.options import UserError, parse_options
-from dino.train_options import PRESETS, TrainOptions, preset_defaults, preset_text
+from dino.runtime.options import parse_options
+from dino.train_options import TrainOptions, preset_defaults
 from tests.dino.small_runs import TINY
 
 # The original's main_dino.py, all but --arch, which is xcit_small_12_p16 here.
@@ -157,32 +157,6 @@ def test_help_into_a_pipe_that_closes_early_is_silent():
     assert done.stderr == b"" and done.returncode == 1
 
 
-@pytest.mark.parametrize("written", [["--preset", "tiny"], ["--preset=tiny"]])
-def test_a_preset_sets_defaults_and_what_is_given_beside_it_wins(written):
-    for arguments in ([*written, "--epochs", "3"], ["--epochs", "3", *written]):
-        options = train_options(*arguments)
-        expected = {**PRESETS["tiny"], "epochs": 3, "preset": "tiny"}
-        assert options == dataclasses.replace(TrainOptions(), **expected)
-    default = train_options("--preset", "tiny", "--out_dim", "65536", "--blur", "1")
-    assert (default.out_dim, default.blur) == (65536, 1.0)  # also when it is the paper's value
-
-
-def test_a_preset_is_printed_as_options_that_mean_the_same():
-    tiny = train_options("--preset", "tiny", "--epochs", "3")
-    assert "--epochs" not in preset_text(tiny)
-    assert train_options("--epochs", "3", *preset_text(tiny).split()) == dataclasses.replace(
-        tiny, preset="paper"
-    )
-    assert preset_text(TrainOptions()) == ""
-
-
-@pytest.mark.parametrize(("name", "hint"), [("tinny", "did you mean tiny?"), ("x", "known: paper, tiny")])
-def test_an_unknown_preset_is_refused(name, hint):
-    with pytest.raises(UserError) as error:
-        preset_defaults(["--preset", name])
-    assert str(error.value) == f"unknown preset '{name}'; {hint}"
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -195,7 +169,7 @@ def test_an_unknown_preset_is_refused(name, hint):
         (["--batch_size_per_gpu", "9"], "an epoch has no step: 8 pictures do not fill one batch of 9; lower"),
         (
             ["--batch_size_per_gpu", "1", "--local_crops_size", "8"],
-            "cannot be trained on 1 pictures per process",
+            "cannot be trained on 1 pictures at once",
         ),
         (["--arch", "vit_tiny", "--local_crops_size", "20"], "--local_crops_size 20: must be a multiple of"),
         (["--device", "gpu"], "unknown device 'gpu'; known: auto, cpu, cuda"),

@@ -188,8 +188,7 @@ def test_loading_and_computing_share_the_cores(folder, monkeypatch):
             super().__init__(*arguments, num_workers=0, **settings)
 
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    for module in (distributed, extraction):
-        monkeypatch.setattr(module, "usable_cores", lambda: 6)
+    monkeypatch.setattr(distributed, "usable_cores", lambda: 6)
     monkeypatch.setattr(extraction, "DataLoader", Loader)
     labelled_features(options_for(folder, num_workers=10))
     assert (threads, loading) == ([3, 3, 6], [3, 3])  # and all of them for what comes after

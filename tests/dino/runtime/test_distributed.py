@@ -1,14 +1,15 @@
 import os
-import socket
-import subprocess
-import sys
+import platform
+import time
+from datetime import timedelta
 
 import pytest
 import torch
 
 from dino.runtime import distributed
 from dino.runtime.distributed import autocast, pick_device, pick_precision, share_cores
-from dino.runtime.options import RunStopped, UserError
+from dino.runtime.options import Interrupted, RankFailed, RunStopped, UserError
+from tests.two_processes import both_finish
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -117,7 +118,9 @@ def test_alone_nothing_is_started_and_everything_is_its_own():
         raise UserError("no")
 
 
-@pytest.mark.parametrize(("reason", "code"), [(UserError("wrong"), 2), (RunStopped("collapsed"), 1)])
+@pytest.mark.parametrize(
+    ("reason", "code"), [(UserError("wrong"), 2), (RunStopped("collapsed"), 1), (Interrupted("SIGTERM"), 75)]
+)
 def test_what_ends_all_processes_is_said_by_the_main_one_and_all_exit_alike(reason, code, monkeypatch):
     with pytest.raises(type(reason)) as raised, distributed.processes(CPU):
         raise reason
@@ -129,12 +132,52 @@ def test_what_ends_all_processes_is_said_by_the_main_one_and_all_exit_alike(reas
 
 
 @pytest.mark.parametrize(
-    "text", ["Connection closed by peer [127.0.0.1]:33", "recv: Connection reset by peer"]
+    ("text", "sentence"),
+    [
+        ("Connection closed by peer [127.0.0.1]:33", "lost another process"),
+        ("recv: Connection reset by peer", "lost another process"),
+        (
+            "Timed out waiting 3000ms for recv operation to complete",
+            "waited 7 minutes for the others in vain",
+        ),
+    ],
 )
-def test_a_process_whose_neighbour_ended_ends_without_a_word(text):
-    with pytest.raises(SystemExit) as stop, distributed.processes(CPU):
+def test_a_process_whose_neighbour_ended_says_that_whichever_it_is(text, sentence, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    with (
+        pytest.raises(RankFailed, match=f"process 0 of 2 on .* {sentence}"),
+        distributed.processes(CPU, timeout=timedelta(minutes=7)),
+    ):
         raise RuntimeError(text)
-    assert stop.value.code == 1
+
+
+def test_alone_there_is_no_neighbour_to_blame():
+    with pytest.raises(RuntimeError, match="reset by peer"), distributed.processes(CPU):
+        raise RuntimeError("recv: Connection reset by peer")
+
+
+def test_what_ends_one_process_is_said_by_it(monkeypatch):
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    with pytest.raises(RankFailed, match="too little memory"), distributed.processes(CPU):
+        raise RankFailed("too little memory")
+
+
+def test_a_restart_by_torchrun_is_told(monkeypatch):
+    assert distributed.restart_note() == []
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert distributed.restart_note() == ["restarted: by torchrun, 2 of at most 3 times"]
+
+
+def test_deterministic_algorithms_are_asked_for_while_they_are_wanted(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with distributed.deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with distributed.deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +192,7 @@ def test_other_errors_come_through_as_they_are(error, monkeypatch):
 
 def test_processes_are_left_when_the_work_is_done_and_not_after_an_error(monkeypatch):
     calls = []
-    monkeypatch.setattr(distributed, "start", lambda device, dist_url: calls.append(dist_url))
+    monkeypatch.setattr(distributed, "start", lambda device, dist_url, timeout: calls.append(dist_url))
     monkeypatch.setattr(distributed, "stop", lambda: calls.append("stop"))
     with distributed.processes(CPU, dist_url="tcp://here:1"):
         calls.append("work")
@@ -169,112 +212,84 @@ def test_a_device_is_described_in_words(monkeypatch):
 
 
 _ONE_OF_TWO = """
-import math, os, sys
+import sys
+from datetime import timedelta
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from dino.distillation import Rates, SelfDistillation, teacher_of
-from dino.head import DinoHead
 from dino.memory import step_memory
+from dino.head import DinoHead
 from dino.network import MultiCropNetwork
 from dino.runtime import distributed
 from dino.runtime.backbones import create_backbone
-from dino.runtime.options import UserError
-from dino.teacher import Center, sinkhorn_knopp
+from dino.runtime.batch_norm import synchronised
+from dino.runtime.options import RankFailed, UserError
 
-torch.set_num_threads(1)
 cpu = torch.device("cpu")
-generator = torch.Generator().manual_seed(0)
-logits = torch.rand(2, 6, 5, generator=generator) * 2 - 1
-views = [[torch.randn(6, 3, 16, 16, generator=generator).double() for _ in range(4)] for _ in range(3)]
-rates = Rates(1e-3, 0.1, 0.9, 0.04, False)
+with distributed.processes(cpu, timeout=timedelta(seconds=30)):
+    rank = distributed.rank()
+    assert distributed.world_size() == 2 and distributed.is_main() == (rank == 0)
+    own = torch.tensor([float(rank), 5.0])
+    assert distributed.mean_over_ranks(own).tolist() == [0.5, 5.0] and own.tolist() == [rank, 5.0]
+    assert distributed.gather([f"{rank}a", f"{rank}b"]) == ["0a", "0b", "1a", "1b"]
+    assert distributed.gather(["only"] * rank) == ["only"] and distributed.gather([]) == []
+    rows = torch.full((2, 3), float(rank), requires_grad=True)
+    together = distributed.of_all_ranks(rows)
+    assert together[:, 0].tolist() == [0, 0, 1, 1]
+    together.sum().backward()
+    assert torch.equal(rows.grad, torch.ones(2, 3))
+    try:
+        with distributed.together():
+            if rank == 1:
+                raise UserError("one cannot go on")
+        raise AssertionError("the other went on")
+    except UserError as error:
+        assert str(error) == "one cannot go on"
 
-def network():
-    backbone = VisionTransformer(img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=0)
-    # float64: where a gradient is zero by symmetry, Adam would blow up float32's rounding to full steps.
-    return MultiCropNetwork(backbone, DinoHead(24, 12, hidden_dim=20, bottleneck_dim=8)).double()
+    student = MultiCropNetwork(create_backbone("xcit_pico_3_p8"), DinoHead(96, 12, hidden_dim=20, bottleneck_dim=8))
+    needed = step_memory(student, [16, 16, 8], 2, low_precision=False)
+    for convert in (nn.SyncBatchNorm.convert_sync_batchnorm, lambda network: synchronised(network, cpu)):
+        with_all = convert(student)
+        assert abs(step_memory(with_all, [16, 16, 8], 2, low_precision=False) / needed - 1) < 0.1
 
-def train(part, **options):
-    torch.manual_seed(0)
-    student = network()
-    teacher = teacher_of(student, network())
-    distillation = SelfDistillation(student, teacher, num_prototypes=12, **options)
-    losses = [distillation.step([view[part] for view in step], rates).measures["loss"] for step in views]
-    return distillation, torch.tensor(losses)
-
-def compared():
-    center = Center(5)
-    center.update(logits[:, mine])
-    yield "center", center.center
-    yield "sinkhorn", sinkhorn_knopp(logits[:, mine], 0.05)
-    for name in ("center", "sinkhorn_knopp"):
-        distillation, losses = train(mine, centering=name)
-        yield name + " losses", losses
-        yield name + " center", distillation.center.center
-        for network in (distillation.student, distillation.teacher):
-            yield name + " weights", nn.utils.parameters_to_vector(network.parameters())
-
-mine = slice(0, 6)
-alone = dict(enumerate(compared()))
-distributed.start(cpu)
-rank = distributed.rank()
-assert distributed.world_size() == 2 and distributed.is_main() == (rank == 0)
-mine = slice(3 * rank, 3 * rank + 3)
-for number, (name, value) in enumerate(compared()):
-    expected = alone[number][1]
-    if name == "sinkhorn":
-        expected = expected[:, mine]
-    torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=lambda text, name=name: name + ": " + text)
-
-own = torch.tensor([float(rank), 5.0])
-assert distributed.mean_over_ranks(own).tolist() == [0.5, 5.0] and own.tolist() == [rank, 5.0]
-assert distributed.gather([f"{rank}a", f"{rank}b"]) == ["0a", "0b", "1a", "1b"]
-assert distributed.gather(["only"] * rank) == ["only"] and distributed.gather([]) == []
-try:
-    with distributed.together():
-        if rank == 1:
-            raise UserError("one cannot go on")
-    raise AssertionError("the other went on")
-except UserError as error:
-    assert str(error) == "one cannot go on"
-
-# What is not finite in one process is skipped in both, and both go on alike.
-distillation, _ = train(mine)
-before = nn.utils.parameters_to_vector(distillation.student.parameters()).detach().clone()
-poisoned = [view[mine].clone() for view in views[0]]
-poisoned[1][0] = math.nan if rank == 1 else poisoned[1][0]
-assert not distillation.step(poisoned, rates).finite
-assert torch.equal(nn.utils.parameters_to_vector(distillation.student.parameters()), before)
-assert distillation.step([view[mine] for view in views[1]], rates).finite
-
-student = MultiCropNetwork(create_backbone("xcit_pico_3_p8"), DinoHead(96, 12, hidden_dim=20, bottleneck_dim=8))
-needed = step_memory(student, [16, 16, 8], 2, low_precision=False)
-synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-assert abs(step_memory(synchronised, [16, 16, 8], 2, low_precision=False) / needed - 1) < 0.1
-distributed.stop()
 print("DONE", rank)
+"""
+
+_LEFT_ALONE = """
+import os, sys, time
+from datetime import timedelta
+import torch
+from dino.runtime import distributed
+from dino.runtime.options import RankFailed
+
+try:
+    with distributed.processes(torch.device("cpu"), timeout=timedelta(seconds=3)):
+        rank = distributed.rank()
+        distributed.gather(["both are there"])
+        if rank == 1:
+            print("DONE 1", flush=True)
+            time.sleep(8 if sys.argv[1] == "silent" else 0)
+            os._exit(0)
+        distributed.gather(["a"])
+except RankFailed as reason:
+    print("DONE 0", reason)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does_with_the_whole_batch():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _ONE_OF_TWO],
-            env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=180)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(f"DONE {rank}" in text for rank, text in enumerate(said)), "\n".join(said)
+def test_two_processes_share_what_they_find():
+    both_finish(_ONE_OF_TWO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        ("silent", "waited 0.05 minutes for the others in vain: one of them hangs, or the network"),
+        ("gone", "lost another process, which has ended; that process, or torchrun, says why"),
+    ],
+)
+def test_who_is_left_alone_says_so_within_the_timeout(other, sentence):
+    began = time.monotonic()
+    said, _ = both_finish(_LEFT_ALONE, other)
+    assert f"DONE 0 process 0 of 2 on {platform.node()} {sentence}" in said
+    assert time.monotonic() - began < 60

@@ -1,0 +1,67 @@
+"""One run at a time in a folder."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from dino.runtime.files import writing
+from dino.runtime.options import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps a second run away
+    fcntl = None  # type: ignore[assignment]
+
+NAME = ".in_use"
+
+
+@contextmanager
+def claimed(folder: Path, option: str) -> Iterator[None]:
+    """Keep other runs out of the folder while this process lives; however it ends, the system lets go of it.
+
+    A POSIX lock: it holds on network file systems too, and is not inherited by loading processes that outlive a
+    killed run for a moment.
+
+    Args:
+        option: what the user names the folder with, such as `--output_dir`.
+
+    Raises:
+        UserError: another process has claimed the folder, or it cannot be written.
+    """
+    path = folder / NAME
+    file = _locked(path)
+    if file is None:
+        owner = path.read_text(errors="replace").strip() or "another process"
+        raise UserError(
+            f"{option} {folder} is in use by {owner}: wait until that run ends, or name another folder"
+        )
+    with file:
+        with writing(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before the lock is let go
+
+
+def _locked(path: Path) -> TextIO | None:
+    """The file, locked; None while another process has it."""
+    while True:
+        with writing(path):
+            file = path.open("a+")
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            return None
+        except OSError:  # a file system that has no locks
+            return file
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # its owner ended, and removed it, after it was opened here
