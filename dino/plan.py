@@ -1,6 +1,8 @@
-"""What the options ask for: length and rates of the run, its views, its networks; the impossible is refused."""
+"""What the options ask for: length and rates of the run, its views and networks, looks at it; or that it cannot be."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -8,12 +10,14 @@ import torch
 from dino import schedules
 from dino.distillation import Rates, SelfDistillation, teacher_of
 from dino.head import DinoHead
+from dino.monitor import Monitor, open_parts
 from dino.multicrop import MultiCrop
 from dino.network import MultiCropNetwork
 from dino.runtime import distributed
 from dino.runtime.backbones import check_side, create_backbone, feature_width
 from dino.runtime.batch_norm import synchronised
 from dino.runtime.options import UserError
+from dino.runtime.pictures import Pictures
 from dino.train_options import TrainOptions
 
 _COUNTS = (
@@ -46,6 +50,17 @@ class Plan:
             float(self.teacher_temperature[step]),
             step < self.held_steps,
         )
+
+    def means(self, epoch: int) -> dict[str, float]:
+        """Of the rates, over the steps of an epoch."""
+        steps = slice(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch)
+        of_steps = {
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "teacher_temperature": self.teacher_temperature,
+            "momentum": self.momentum,
+        }
+        return {name: float(rate[steps].mean()) for name, rate in of_steps.items()}
 
 
 class Share(NamedTuple):
@@ -149,6 +164,32 @@ def create_multicrop(options: TrainOptions) -> MultiCrop:
         jitter=options.color_jitter,
         grayscale=options.grayscale,
         blur=options.blur,
+    )
+
+
+def create_monitor(
+    options: TrainOptions,
+    pictures: Pictures,
+    *,
+    device: torch.device,
+    precision: str,
+    num_workers: int,
+    say: Callable[[str], None],
+) -> Monitor | None:
+    """None where nobody is to look."""
+    if options.knn_freq <= 0:
+        return None
+    train, test = open_parts(options.data_path, pictures, knn_data=options.knn_data)
+    return Monitor(
+        Path(options.output_dir),
+        train,
+        test,
+        max_pictures=options.knn_max_pictures,
+        size=options.eval_size or options.global_crops_size,
+        device=device,
+        precision=precision,
+        num_workers=num_workers,
+        say=say,
     )
 
 

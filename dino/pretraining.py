@@ -11,19 +11,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from dino.attention.run_page import write_run_page
 from dino.collapse import CollapseWatch
 from dino.curves import draw_curves
 from dino.distillation import Rates, StepResult, first_nonfinite_module
-from dino.loader import Batch, BrokenPictures, EpochOrder, create_loader, mixed_seed, steady_batches
+from dino.feed import Feed
+from dino.loader import Batch, EpochOrder, mixed_seed
 from dino.memory import explaining_shortage, peak_memory
-from dino.monitor import Monitor, open_parts
-from dino.plan import check_options, create_distillation, create_multicrop, create_plan, share_of_step
+from dino.plan import (
+    check_options,
+    create_distillation,
+    create_monitor,
+    create_multicrop,
+    create_plan,
+    share_of_step,
+)
 from dino.resume import resume_or_start
 from dino.runtime import checkpoint, distributed
 from dino.runtime.claim import claimed
@@ -40,13 +46,6 @@ _NONFINITE_STEPS_ALLOWED = 10
 _ENOUGH_FOR_CROPS = 4
 # Steps in a row that must look collapsed before it is called so.
 _COLLAPSE_PATIENCE = 50
-
-
-class _News(NamedTuple):
-    """What one process has to tell the others before a step: pictures that it could not read, a signal that came."""
-
-    broken: list[tuple[str, str]]
-    signal_name: str
 
 
 def pretrain(options: TrainOptions) -> None:
@@ -95,11 +94,17 @@ class Pretraining:
         with distributed.together():
             self.pictures = open_pictures(options.data_path)
             self.plan = create_plan(options, len(self.pictures), self.global_batch)
-            self.monitor = self._create_monitor()
+            self.monitor = create_monitor(
+                options,
+                self.pictures,
+                device=device,
+                precision=self.precision,
+                num_workers=self.workers,
+                say=lambda line: self.log.say(line),
+            )
             self.progress, self.notes = resume_or_start(self.distillation, self.folder, options)
         self._agree_on_progress()
         self.totals = EpochMeans(self.progress.totals)
-        self.broken = BrokenPictures(options.max_broken)
         self.first_step = self._steps_done()
         unsettled = max(self.plan.held_steps, options.warmup_epochs * self.plan.steps_per_epoch)
         self.watch = CollapseWatch(
@@ -141,7 +146,10 @@ class Pretraining:
 
     def _train(self) -> None:
         self.log.start()
-        for batch in self._batches():
+        began = time.monotonic()
+        feed = self._create_feed()
+        batches = feed.batches(self._order())
+        while batch := self._next(batches):
             step = self._steps_done()
             rates = self.plan.rates(step)
             # The state of the generator is a function of the step: nothing of it needs to be saved.
@@ -154,28 +162,38 @@ class Pretraining:
             if self.nonfinite_in_a_row >= _NONFINITE_STEPS_ALLOWED:
                 self._stop_nonfinite(step, rates, batch.views)
             if not self._epoch_has_a_step():
+                for line in feed.long_waits(time.monotonic() - began):
+                    self.log.say(line)
                 self._end_epoch()
             elif self._is_due():
                 self._save()
 
-    def _batches(self) -> Iterator[Batch]:
-        """A batch for each step, until the end or until a signal asks for it."""
-        for batch in steady_batches(self._open_loader, self._order(), say=self._say_as_this_process):
-            own = _News(batch.broken, self.interruption.signal_name)
-            # Every process learns what any has to tell, so that all stop at the same step.
-            news = distributed.gather([own] if any(own) else [])
-            broken = [entry for each in news for entry in each.broken]
-            for line in self.broken.add(broken):
-                self.log.say(line)
-            if broken:
-                self._check_readable(batch)
-            for signal_name in sorted(each.signal_name for each in news if each.signal_name)[:1]:
-                self._save()
-                raise Interrupted(
-                    f"stopped by {signal_name} after {self._steps_done()} steps, which are saved in {self.folder}; "
-                    "the same command continues"
-                )
-            yield batch
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        """What stops all processes before a step finds the steps before it saved."""
+        try:
+            return next(batches, None)
+        except (UserError, Interrupted) as reason:
+            done = self._steps_done()
+            if not isinstance(reason, Interrupted):
+                if done > self.first_step:
+                    self._save()
+                raise
+            self._save()
+            raise Interrupted(
+                f"stopped by {reason} after {done} steps, which are saved in {self.folder}; the same command continues"
+            ) from None
+
+    def _create_feed(self) -> Feed:
+        return Feed(
+            self.pictures,
+            create_multicrop(self.options),
+            self.interruption,
+            enough=_ENOUGH_FOR_CROPS * self.options.global_crops_size,
+            max_broken=self.options.max_broken,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            say=self.log.say,
+        )
 
     def _order(self) -> EpochOrder:
         return EpochOrder(
@@ -189,28 +207,6 @@ class Pretraining:
             world_size=distributed.world_size(),
             parts=self.options.accumulate,
         )
-
-    def _open_loader(self, order: EpochOrder) -> DataLoader[Batch]:
-        return create_loader(
-            self.pictures,
-            create_multicrop(self.options),
-            order,
-            enough=_ENOUGH_FOR_CROPS * self.options.global_crops_size,
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-
-    def _check_readable(self, batch: Batch) -> None:
-        try:
-            self.broken.check()
-            if distributed.gather([] if batch.views else [distributed.rank()]):
-                raise UserError(
-                    f"no readable picture is left for step {self._steps_done()}: see the list above"
-                )
-        except UserError:
-            if self._steps_done() > self.first_step:
-                self._save()
-            raise
 
     def _take_note(self, step: int, result: StepResult) -> None:
         self.log.step(self.progress.epoch, result.measures["loss"])
@@ -237,16 +233,14 @@ class Pretraining:
         looks = self._looks_after(epoch + 1)
         if looks:
             self._save()  # looking takes a while, and the epoch is worth more than a look
-        steps = slice(epoch * self.plan.steps_per_epoch, (epoch + 1) * self.plan.steps_per_epoch)
-        means = self.totals.means()
+        means, rates = self.totals.means(), self.plan.means(epoch)
         row: dict[str, Any] = {
             "epoch": epoch,
             "train_loss": means.pop("loss", None),
-            "train_lr": float(self.plan.lr[steps].mean()),
-            "train_wd": float(self.plan.weight_decay[steps].mean()),
+            "train_lr": rates.pop("lr"),
+            "train_wd": rates.pop("weight_decay"),
             **means,
-            "teacher_temperature": float(self.plan.teacher_temperature[steps].mean()),
-            "momentum": float(self.plan.momentum[steps].mean()),
+            **rates,
             "skipped_steps": self.totals.skipped,
         }
         if looks:
@@ -301,23 +295,6 @@ class Pretraining:
                 f"{self.options.init_from} before the training, and --knn_drop allows {allowed:g}: lower --lr, raise "
                 "--momentum_teacher, or stop here (--preset continue is made for this; best_knn.pth is the best so far)"
             )
-
-    def _create_monitor(self) -> Monitor | None:
-        options = self.options
-        if options.knn_freq <= 0:
-            return None
-        train, test = open_parts(options.data_path, self.pictures, knn_data=options.knn_data)
-        return Monitor(
-            self.folder,
-            train,
-            test,
-            max_pictures=options.knn_max_pictures,
-            size=options.eval_size or options.global_crops_size,
-            device=self.device,
-            precision=self.precision,
-            num_workers=self.workers,
-            say=lambda line: self.log.say(line),
-        )
 
     def _watch_for_collapse(self, measures: Mapping[str, float]) -> None:
         """Name each kind of failure once."""
@@ -386,7 +363,3 @@ class Pretraining:
             raise UserError(
                 "the processes found different checkpoints: all machines must see the same --output_dir"
             )
-
-    def _say_as_this_process(self, line: str) -> None:
-        """What concerns this process alone is said by it, whichever it is."""
-        print(line if distributed.world_size() == 1 else f"{distributed.this_process()}: {line}", flush=True)

@@ -118,16 +118,16 @@ def finish(process, seconds=120):
     return process.returncode, out, err
 
 
-def assert_close_run(folder, expected):
-    """The same training up to rounding, which differs with the number of processes."""
+def assert_close_run(folder, expected, atol=1e-5):
+    """The same training up to rounding, which differs with the number of processes and grows with the steps."""
     found, wanted = load(folder), load(expected)
     for part in ("student", "teacher"):
         for name, value in wanted[part].items():
-            torch.testing.assert_close(found[part][name], value, rtol=0, atol=1e-5, msg=f"{part} {name}")
-    torch.testing.assert_close(found["dino_loss"], wanted["dino_loss"], rtol=0, atol=1e-5)
+            torch.testing.assert_close(found[part][name], value, rtol=0, atol=atol, msg=f"{part} {name}")
+    torch.testing.assert_close(found["dino_loss"], wanted["dino_loss"], rtol=0, atol=atol)
     for row, other in zip(rows(folder), rows(expected), strict=True):
         for name in ("train_loss", "kl", "teacher_entropy", "train_lr", "momentum", "skipped_steps"):
-            assert row[name] == pytest.approx(other[name], abs=1e-5), (row["epoch"], name)
+            assert row[name] == pytest.approx(other[name], abs=atol), (row["epoch"], name)
 
 
 def test_two_processes_train_what_one_trains(straight_two, straight_one):

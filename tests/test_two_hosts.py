@@ -92,7 +92,7 @@ def hosts():
 def test_a_cut_link_ends_both_hosts_and_with_the_link_back_the_run_goes_on(hosts, tmp_path, monkeypatch):
     pictures = write_pictures(tmp_path / "pictures", count=24)
     folder = tmp_path / "run"
-    options = flags(**{**OPTIONS, "epochs": 16, "wait_minutes": 0.1}, data_path=pictures, output_dir=folder)
+    options = flags(**{**OPTIONS, "epochs": 6, "wait_minutes": 0.1}, data_path=pictures, output_dir=folder)
     logs = [tmp_path / "a.log", tmp_path / "b.log"]
     runs = [hosts.torchrun(side, options, logs[side]) for side in range(2)]
     try:
@@ -103,7 +103,7 @@ def test_a_cut_link_ends_both_hosts_and_with_the_link_back_the_run_goes_on(hosts
             wait_for(lambda log=logs[side]: "for the others in vain" in log.read_text(), runs[side])
         assert time.monotonic() - cut < 60
         done = load(folder)["epoch"]
-        assert 1 <= done < 16
+        assert 1 <= done < 6
         hosts.set_link("up")
         assert [run.wait(timeout=200) for run in runs] == [0, 0]
     except BaseException:
@@ -119,5 +119,5 @@ def test_a_cut_link_ends_both_hosts_and_with_the_link_back_the_run_goes_on(hosts
     assert f"resumed:   {folder} after {done} epochs" in said
     monkeypatch.setattr(distributed, "usable_cores", lambda: 1)
     whole = tmp_path / "whole"
-    pretrain(TrainOptions(**{**OPTIONS, "epochs": 16}, data_path=str(pictures), output_dir=str(whole)))
-    assert_close_run(folder, whole)
+    pretrain(TrainOptions(**{**OPTIONS, "epochs": 6}, data_path=str(pictures), output_dir=str(whole)))
+    assert_close_run(folder, whole, atol=1e-4)
