@@ -3,17 +3,23 @@
 import csv
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from glob import escape, glob, has_magic
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
-from dino.runtime.images import decode, is_picture_name
+from dino.runtime.file_index import Arrays, Watch, indexed
+from dino.runtime.images import decode, is_picture_name, suffixes
+from dino.runtime.names import Names, Packing
 from dino.runtime.options import UserError
-from dino.runtime.pictures import Pictures, number_classes
+from dino.runtime.pictures import Pictures, labels_from, number_classes
 
 _PATH_COLUMNS = ("path", "file", "file_name", "filename", "image", "image_path", "img")
 _CLASS_COLUMNS = ("class", "label", "class_id", "category", "class_name")
@@ -29,7 +35,7 @@ class PictureFiles(Pictures):
         self, root: Path, paths: Sequence[str], classes: Sequence[str] = (), labels: list[int] | None = None
     ) -> None:
         self._root = root
-        self._paths = list(paths)
+        self._paths = paths if isinstance(paths, Names) else Names.of(paths)
         self.classes = list(classes)
         self.labels = labels
 
@@ -52,18 +58,20 @@ class PictureFiles(Pictures):
         return name, file.st_size, file.st_mtime_ns
 
 
-def pictures_in(folder: Path) -> PictureFiles:
-    """Every picture in the folder and below, possibly none.
+def pictures_below(folder: Path) -> tuple[PictureFiles, Names]:
+    """Every picture in the folder and below, possibly none, and all other files that `files_in` yields.
 
-    Where all lie in two or more immediate subfolders, these are the classes.
+    Where the pictures lie in two or more immediate subfolders, these are the classes. What took long to find is taken
+    from an index the next time, if no folder has changed since. That cannot be told of links to files that lead to
+    folders later, nor of a mount that keeps no time of its folders' last change, as of some object stores.
     """
     from dino.runtime.distributed import is_main  # torch, without which files can be found
 
-    files = tqdm(files_in(folder), f"files in {folder}", unit="", delay=2, leave=False, disable=not is_main())
-    paths = [path for path in files if is_picture_name(path)]
-    if all(os.sep in path for path in paths):
-        return PictureFiles(folder, paths, *number_classes([path.split(os.sep, 1)[0] for path in paths]))
-    return PictureFiles(folder, paths)
+    found = indexed([folder], _FolderSearch(folder, quiet=not is_main()))
+    names, others, classes = (
+        Names.from_arrays((found[part], found[f"{part}_ends"])) for part in ("names", "others", "classes")
+    )
+    return PictureFiles(folder, names, list(classes), labels_from(found["labels"])), others
 
 
 def files_in(folder: Path) -> Iterator[str]:
@@ -71,34 +79,79 @@ def files_in(folder: Path) -> Iterator[str]:
 
     Links to folders are followed, but not into a folder that they lie in. Pipes and devices are no files.
     """
-    return _files_in(folder, "", frozenset())
+    return _files_in(folder, "", frozenset(), Watch())
 
 
-def _files_in(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    identity = folder.stat()
-    here = (identity.st_dev, identity.st_ino)
+class _FolderSearch:
+    def __init__(self, folder: Path, *, quiet: bool) -> None:
+        self.rules = f"pictures {sorted(suffixes())}"  # another Pillow may read others
+        self.watch = Watch()
+        self._folder = folder
+        self._quiet = quiet
+        self._pictures, self._others = Packing(), Packing()
+        self._subfolders: list[str] = []  # that the pictures lie in
+
+    def steps(self) -> Iterator[None]:
+        files = _files_in(self._folder, "", frozenset(), self.watch)
+        title = f"files in {self._folder}"
+        with tqdm(files, title, unit="", delay=2, leave=False, disable=self._quiet) as bar:
+            for path in bar:
+                if is_picture_name(path):
+                    self._pictures.add(path)
+                    subfolder, below, _ = path.partition(os.sep)
+                    self._subfolders.append(sys.intern(subfolder) if below else "")
+                else:
+                    self._others.add(path)
+                yield
+
+    def found(self) -> Arrays:
+        classes, labels = number_classes(self._subfolders if "" not in self._subfolders else [])
+        names = {
+            "names": self._pictures.names(),
+            "others": self._others.names(),
+            "classes": Names.of(classes),
+        }
+        arrays: dict[str, np.ndarray[Any, Any]] = {"labels": np.array(labels or [], np.int32)}
+        for part, packed in names.items():
+            arrays[part], arrays[f"{part}_ends"] = packed.arrays()
+        return arrays
+
+
+def _files_in(folder: Path, prefix: str, above: frozenset[tuple[int, int]], watch: Watch) -> Iterator[str]:
+    identity = watch.look(folder)
+    here = (identity.st_dev, identity.st_ino) if identity else (0, 0)
     if here in above:
         return
+    files, folders = [], []
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    yield from sorted(prefix + entry.name for entry in visible if _is_file(entry))
-    for name in sorted(entry.name for entry in visible if _is_folder(entry)):
-        yield from _files_in(folder / name, f"{prefix}{name}{os.sep}", above | {here})
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if is_folder(entry):
+                folders.append(entry.name)
+            elif _is_file(entry, watch):
+                files.append(entry.name)
+    yield from (prefix + name for name in sorted(files))
+    for name in sorted(folders):
+        yield from _files_in(folder / name, f"{prefix}{name}{os.sep}", above | {here}, watch)
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a folder or leads to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
 
 
-def _is_file(entry: "os.DirEntry[str] | Path") -> bool:
+def _is_file(entry: "os.DirEntry[str] | Path", watch: Watch) -> bool:
     """Whether it is a regular file, or a link that leads nowhere: whoever reads that one learns why."""
-    try:
-        return entry.is_file() or (entry.is_symlink() and not Path(entry).exists())
-    except OSError:
-        return True
+    with suppress(OSError):  # a link to itself
+        if entry.is_file():
+            return True
+        if not entry.is_symlink():
+            return False
+    return watch.look(entry) is None
 
 
 def is_pattern(path: str) -> bool:
@@ -115,9 +168,11 @@ def files_matching(pattern: str) -> list[str]:
         UserError: braces name a file that does not exist.
     """
     files: list[str] = []
+    watch = Watch()
     for part in _expand_braces(pattern):
         if has_magic(part):
-            files += sorted({str(match) for match in map(Path, _matches(Path(part))) if _is_file(match)})
+            matches = map(Path, _matches(Path(part)))
+            files += sorted({str(match) for match in matches if _is_file(match, watch)})
         elif Path(part).exists():
             files.append(part)
         else:
@@ -157,36 +212,43 @@ def read_list(file: Path) -> PictureFiles:
     Raises:
         UserError: it is not text, names no pictures, or gives a class to some but not to all.
     """
+    paths = Packing()
+    with_class: list[str] = []
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows = _csv_rows(lines) if file.suffix.lower() == ".csv" else _text_rows(lines)
+            for path, class_name in _csv_rows(lines) if file.suffix.lower() == ".csv" else _text_rows(lines):
+                paths.add(path)
+                if class_name:
+                    with_class.append(sys.intern(class_name))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} is not a list of pictures in UTF-8 text: {error}") from error
-    if not rows:
+    if not len(paths):
         raise UserError(f"{file} lists no pictures: it takes one path per line, then optionally a class")
-    with_class = [class_name for _, class_name in rows if class_name]
-    if 0 < len(with_class) < len(rows):
+    if 0 < len(with_class) < len(paths):
         raise UserError(
-            f"{file} gives a class to {len(with_class)} of its {len(rows)} pictures; give all one or none"
+            f"{file} gives a class to {len(with_class)} of its {len(paths)} pictures; give all one or none"
         )
-    return PictureFiles(file.parent, [path for path, _ in rows], *number_classes(with_class, by_value=True))
+    return PictureFiles(file.parent, paths.names(), *number_classes(with_class, by_value=True))
 
 
-def _text_rows(lines: Iterator[str]) -> list[tuple[str, str]]:
+def _text_rows(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
     columns = (line.strip("\r\n").partition("\t") for line in lines)
-    return [(path.strip(), class_name.strip()) for path, _, class_name in columns if path.strip()]
+    return ((path.strip(), class_name.strip()) for path, _, class_name in columns if path.strip())
 
 
-def _csv_rows(lines: Iterator[str]) -> list[tuple[str, str]]:
+def _csv_rows(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
     """Path and class, "" when there is none: the first two columns, unless a header names others."""
     first_line = next(lines, "")
     separator = next((character for character in _SEPARATORS if character in first_line), _SEPARATORS[0])
     table = csv.reader(chain([first_line], lines), delimiter=separator)
-    rows = [[cell.strip() for cell in row] for row in table if any(cell.strip() for cell in row)]
-    header = _columns_by_header(rows[:2])
-    rows, columns = (rows[1:], header) if header else (rows, (0, 1))
-    cells = [[row[column] if column < len(row) else "" for column in columns] for row in rows]
-    return [(path, class_name) for path, class_name in cells if path]
+    rows = ([cell.strip() for cell in row] for row in table if any(cell.strip() for cell in row))
+    first_rows = list(islice(rows, 2))
+    header = _columns_by_header(first_rows)
+    columns = header or (0, 1)
+    for row in chain(first_rows[1:] if header else first_rows, rows):
+        path, class_name = (row[column] if column < len(row) else "" for column in columns)
+        if path:
+            yield path, class_name
 
 
 def _columns_by_header(first_rows: list[list[str]]) -> tuple[int, int] | None:

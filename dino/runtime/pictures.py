@@ -1,9 +1,10 @@
 """Collections of pictures, and the one door to all of them: everything that `--data_path` takes."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL.Image import Image
@@ -104,6 +105,7 @@ def open_pictures(data_path: str, *, split: Split = "train") -> Pictures:
     - a pattern, `photos/**/*.jpg` or `shards-{000..009}.tar`;
     - the name of a torchvision set, `CIFAR10` or `CIFAR10:/its/root`, downloaded when it is not there.
 
+    What took long to look through is kept for the next start, until it changes: see `file_index`.
     Only folders with those two names, torchvision sets and `demo` know splits: elsewhere both are the same.
 
     Raises:
@@ -136,6 +138,14 @@ def number_classes(names: Sequence[str], *, by_value: bool = False) -> tuple[lis
     return classes, [number[name] for name in names]
 
 
+def labels_from(numbers: "np.ndarray[Any, np.dtype[np.int32]]") -> list[int] | None:
+    """The labels as a list that holds one object for each class, not for each picture; None where there are none."""
+    if not len(numbers):
+        return None
+    classes = list(range(int(numbers.max()) + 1))
+    return [classes[number] for number in numbers.data]
+
+
 # The kinds are imported where they are opened: each builds on `Pictures` and needs libraries of its own.
 
 
@@ -160,26 +170,34 @@ def _open(data_path: str, split: Split) -> Pictures:
 
 
 def _open_folder(folder: Path, split: Split) -> Pictures:
-    from dino.runtime.picture_files import files_in, pictures_in
+    from dino.runtime.picture_files import pictures_below
 
     folder = _folder_of_split(folder, split)
-    pictures = pictures_in(folder)
+    pictures, others = pictures_below(folder)
     if len(pictures):
         return pictures
-    files = list(files_in(folder))
-    shards = [folder / file for file in files if _is_shard_name(file)]
+    shards = [folder / file for file in others if _is_shard_name(file)]
     if shards:
         return _open_shards(shards)
-    raise UserError(f"no pictures in {folder}: {len(files)} files seen; {_what_is_read()}")
+    raise UserError(f"no pictures in {folder}: {len(others)} files seen; {_what_is_read()}")
 
 
 def _folder_of_split(folder: Path, split: Split) -> Path:
-    visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    folders = {entry.name.lower(): entry for entry in visible if entry.is_dir()}
+    from dino.runtime.picture_files import is_folder
+
+    folders: dict[str, Path] = {}
+    pictures_beside = False
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if is_folder(entry):
+                folders[entry.name.lower()] = folder / entry.name
+            pictures_beside = pictures_beside or is_picture_name(entry.name)
     held_out = [folders[name] for name in VAL_NAMES if name in folders]
     train_is_a_class = not held_out and len(folders) > 1
     # Beside both of them a picture is something left there, such as a confusion matrix.
-    more_pictures = not held_out and any(is_picture_name(entry.name) for entry in visible)
+    more_pictures = not held_out and pictures_beside
     if "train" not in folders or train_is_a_class or more_pictures:
         return folder
     if split == "train":

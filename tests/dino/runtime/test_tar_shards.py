@@ -10,32 +10,8 @@ import pytest
 from PIL import Image
 
 from dino.runtime.images import BrokenImageError
-from dino.runtime.options import UserError
-from dino.runtime.pictures import Pictures, open_pictures
-
-
-def png(number: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 3), (number, 0, 0)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write(shard: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(shard, "w") as tar:
-        for name, content in files.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(content)
-            tar.addfile(header, io.BytesIO(content))
-    return shard
-
-
-def reds(pictures: Pictures) -> list[int]:
-    return [pictures.picture(index).getpixel((0, 0))[0] for index in range(len(pictures))]
-
-
-def refused(data_path: object, sentence: str) -> None:
-    with pytest.raises(UserError, match=f"^{sentence}$"):
-        open_pictures(str(data_path))
+from dino.runtime.pictures import open_pictures
+from tests.dino.runtime.small_shards import add_link, png, reds, refused, write
 
 
 @pytest.fixture
@@ -114,13 +90,6 @@ def test_other_pictures_of_a_sample_are_left_out(tmp_path: Path) -> None:
 def test_dots_in_the_names_of_photographs_lose_none(tmp_path: Path) -> None:
     files = {"at 10.30.12.png": png(0), "at 10.30.15.png": png(1), "b/10.30.png": png(2)}
     assert reds(open_pictures(str(write(tmp_path / "0.tar", files)))) == [0, 1, 2]
-
-
-def add_link(shard: Path, name: str, target: str) -> None:
-    with tarfile.open(shard, "a") as tar:
-        header = tarfile.TarInfo(name)
-        header.type, header.linkname = tarfile.LNKTYPE, target
-        tar.addfile(header)
 
 
 def test_a_hard_link_is_the_file_that_it_links_to(tmp_path: Path) -> None:
