@@ -65,13 +65,14 @@ class TwoHosts:
             "OMP_NUM_THREADS": "1",
             "TORCHELASTIC_ERROR_FILE": "",
         }
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[side], sys.executable, *command],
-            env={**os.environ, **environment},
-            stdout=log.open("a"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with log.open("a") as said:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", self.names[side], sys.executable, *command],
+                env={**os.environ, **environment},
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
 
 def _ip(*arguments):
