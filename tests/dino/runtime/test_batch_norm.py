@@ -83,8 +83,13 @@ for shape, sizes, momentum, affine in (
     if affine:  # each rank's part of the gradient; their sum is the whole one
         parts = distributed.mean_over_ranks(torch.stack([ours.weight.grad, ours.bias.grad])) * 2
         torch.testing.assert_close(parts, torch.stack([whole.weight.grad, whole.bias.grad]))
-    half = values[mine].bfloat16()
-    assert ours(half).dtype == torch.bfloat16
+    half = values[mine].bfloat16().requires_grad_()
+    exact = CpuSyncBatchNorm(4)(values[mine].float())
+    output = CpuSyncBatchNorm(4)(half)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), exact, rtol=0, atol=0.2)  # 100 in bf16 is exact to a quarter
+    output.sum().backward()
+    assert half.grad.dtype == torch.bfloat16 and half.grad.isfinite().all()
 print("DONE", rank)
 distributed.stop()
 """
