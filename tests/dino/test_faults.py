@@ -49,6 +49,27 @@ def test_a_signal_saves_at_the_end_of_the_step_and_asks_for_a_requeue(number, tm
     assert_same_run(tmp_path, finished)
 
 
+@pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten"])
+def test_a_damaged_last_checkpoint_costs_the_steps_since_the_one_before(
+    damage, tmp_path, pictures, finished, capsys
+):
+    with before_step(5, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(Interrupted):
+        pretrain(tiny(pictures, tmp_path, save_every_minutes=1e-9))
+    last = tmp_path / "checkpoint.pth"
+    content = last.read_bytes()
+    middle = len(content) // 2
+    last.write_bytes(
+        {
+            "cut": content[:middle],
+            "emptied": b"",
+            "overwritten": content[:middle] + bytes(4096) + content[middle + 4096 :],
+        }[damage]
+    )
+    pretrain(tiny(pictures, tmp_path))
+    assert f"{last}" in (out := capsys.readouterr().out) and "; resuming from checkpoint.previous.pth" in out
+    assert_same_run(tmp_path, finished)
+
+
 def test_a_picture_that_vanishes_is_named_and_another_stands_in(tmp_path, pictures, capsys):
     folder = write_pictures(tmp_path / "pictures")
     gone = [folder / "cats" / f"{index}.png" for index in range(8)]
