@@ -8,7 +8,7 @@ import itertools
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple, TypeAlias
@@ -142,9 +142,13 @@ class ViewsOfPictures(Dataset[Batch]):
 
 
 def _stack(samples: list[Batch]) -> Batch:
-    """One tensor per view; no views at all when no picture could be read."""
-    readable = [sample.views for sample in samples if sample.views]
-    views = [torch.stack(same_view) for same_view in zip(*readable, strict=True)]
+    return _together(samples, torch.stack)
+
+
+def _together(samples: Sequence[Batch], put: Callable[[tuple[Tensor, ...]], Tensor]) -> Batch:
+    """One tensor per view; no views at all when one of the samples has none: every process's batch is whole."""
+    whole = all(sample.views for sample in samples)
+    views = [put(same_view) for same_view in zip(*(s.views for s in samples), strict=True)] if whole else []
     return Batch(views, [entry for sample in samples for entry in sample.broken])
 
 
@@ -189,7 +193,7 @@ def steady_batches(
         _leave_deaths_to_the_loader()
         try:
             while step := tuple(itertools.islice(batches, order.parts)):
-                yield _join(step)
+                yield _together(step, torch.cat) if len(step) > 1 else step[0]
                 steps, deaths = steps + 1, 0
             return
         except (RuntimeError, OSError, EOFError):
@@ -204,14 +208,6 @@ def steady_batches(
         f"loading processes died {deaths} times in a row: lower --num_workers (0 loads in the process itself), "
         "or look at what the pictures need"
     )
-
-
-def _join(parts: tuple[Batch, ...]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    readable = [part.views for part in parts if part.views]
-    views = [torch.cat(same_view) for same_view in zip(*readable, strict=True)]
-    return Batch(views, [entry for part in parts for entry in part.broken])
 
 
 def _end_of(worker: BaseProcess) -> str:

@@ -12,6 +12,7 @@ from dino.loader import (
     BrokenPictures,
     EpochOrder,
     ViewsOfPictures,
+    _stack,
     create_loader,
     mixed_seed,
     steady_batches,
@@ -284,3 +285,12 @@ def test_a_death_is_not_raised_in_the_middle_of_a_step():
     next(feed)
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
     feed.close()
+
+
+def test_a_batch_with_a_hole_has_no_views_so_that_all_processes_have_as_many_pictures():
+    pictures = Colours(6, broken={1, 2})
+    order = epoch_order(6, batch=6, epochs=1)
+    dataset = ViewsOfPictures(pictures, noisy, seed=0, attempts=1)
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=order, collate_fn=_stack)
+    (batch,) = loader
+    assert batch.views == [] and {name for name, _ in batch.broken} == {"1.png", "2.png"}
