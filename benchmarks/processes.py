@@ -65,7 +65,9 @@ def measure(options: ProcessesOptions) -> None:
         print(f"{row['processes']:9}  {rate:26}  {row['waiting_share']:20.1%}  {row['reducing_share']:18.1%}")
     if options.output:
         report = {"rows": rows, **provenance()}
-        write_atomically(Path(options.output), lambda file: file.write_text(json.dumps(report, indent=1) + "\n"))
+        write_atomically(
+            Path(options.output), lambda file: file.write_text(json.dumps(report, indent=1) + "\n")
+        )
 
 
 def _turn(count: int) -> dict[str, Any]:

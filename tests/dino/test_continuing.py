@@ -81,7 +81,10 @@ def test_a_run_from_random_weights_forgets_nothing(tmp_path, pictures, monkeypat
 def test_without_labels_it_is_said_that_nothing_watches(tmp_path, finished, capsys):
     folder = write_pictures(tmp_path / "one", classes=("cats",)) / "cats"
     pretrain(continued(folder, finished, tmp_path / "run"))
-    assert "no k-NN accuracy to tell whether anything is lost: give --knn_data, with classes" in capsys.readouterr().out
+    assert (
+        "no k-NN accuracy to tell whether anything is lost: give --knn_data, with classes"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_preset_needs_weights(tmp_path, pictures):
