@@ -106,8 +106,8 @@ def _of_another(message: str, timeout: timedelta) -> str | None:
         return "lost another process, which has ended; that process, or torchrun, says why"
     if _SILENT.search(message):
         return (
-            f"waited {timeout.total_seconds() / 60:g} minutes for the others in vain: one of them hangs, "
-            "or the network between them is cut"
+            f"waited {timeout.total_seconds() / 60:g} minutes for the others in vain: one of them hangs or "
+            "needs longer, or the network between them is cut"
         )
     return None
 

@@ -14,16 +14,9 @@ from dino import slurm
 from dino.slurm_job import PretrainingJob
 from dino.slurm_options import SlurmOptions, SlurmTraining, defaults, job_folder, training_options
 from dino.train_options import TrainOptions
+from tests.fake_programs import put
 
 ASKED = "python -m dino.slurm: "
-
-
-def put(folder, name, text):
-    """A program of this name, which a shell runs."""
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-    (folder / name).chmod(0o755)
-    return folder
 
 
 @pytest.fixture

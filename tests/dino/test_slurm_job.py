@@ -17,16 +17,9 @@ from dino.runtime.options import Interrupted, RunStopped, UserError
 from dino.slurm_job import PretrainingJob
 from dino.train_options import TrainOptions
 from tests.dino.small_runs import TINY, assert_same_run, rows, tiny, write_pictures
+from tests.fake_programs import put
 
 ASKED = "python -m dino.slurm: "
-
-
-def put(folder, name, text):
-    """A program of this name, which a shell runs."""
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-    (folder / name).chmod(0o755)
-    return folder
 
 
 @pytest.fixture

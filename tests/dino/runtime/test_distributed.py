@@ -284,7 +284,7 @@ def test_two_processes_share_what_they_find():
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ("silent", "waited 0.05 minutes for the others in vain: one of them hangs, or the network"),
+        ("silent", "waited 0.05 minutes for the others in vain: one of them hangs or needs longer, or the network"),
         ("gone", "lost another process, which has ended; that process, or torchrun, says why"),
     ],
 )
