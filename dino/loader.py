@@ -5,12 +5,8 @@ seeded by (seed, epoch, picture). A run therefore resumes at any picture, with a
 """
 
 import itertools
-import multiprocessing
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.process import BaseProcess
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,11 +17,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dino.runtime.images import BrokenImageError
 from dino.runtime.interruption import outlive_interruption
-from dino.runtime.options import RankFailed, UserError
+from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures
-
-# In a row, without a batch between them.
-_DEATHS_ALLOWED = 3
+from dino.runtime.workers import steady
 
 Key: TypeAlias = tuple[int, int]  # epoch, index of the picture
 
@@ -176,53 +170,19 @@ def create_loader(
 def steady_batches(
     open_loader: Callable[[EpochOrder], Iterable[Batch]], order: EpochOrder, *, say: Callable[[str], None]
 ) -> Iterator[Batch]:
-    """One batch for each step; a worker that dies costs time, but no batch: a new loader goes on where it was.
+    """One batch for each step, its parts put together, from workers that may die: see `workers.steady`.
 
     Args:
         open_loader: the loader of an order.
-        say: told of every death.
-
-    Raises:
-        RankFailed: workers die again and again.
     """
-    steps = deaths = 0
-    while deaths <= _DEATHS_ALLOWED:
-        before = set(multiprocessing.active_children())
-        batches = iter(open_loader(order.after(steps)))
-        workers = [child for child in multiprocessing.active_children() if child not in before]
-        _leave_deaths_to_the_loader()
-        try:
-            while step := tuple(itertools.islice(batches, order.parts)):
-                yield _together(step, torch.cat) if len(step) > 1 else step[0]
-                steps, deaths = steps + 1, 0
-            return
-        except (RuntimeError, OSError, EOFError):
-            ends = [_end_of(worker) for worker in workers if not worker.is_alive()]
-            if not ends:
-                raise
-        deaths += 1
-        say(f"a loading process {ends[0]}; its work is begun again, and no picture is left out")
-        for worker in workers:
-            worker.kill()
-    raise RankFailed(
-        f"loading processes died {deaths} times in a row: lower --num_workers (0 loads in the process itself), "
-        "or look at what the pictures need"
-    )
 
+    def rest(done: int) -> Iterator[Batch]:
+        steps, parts = divmod(done, order.parts)
+        return itertools.islice(open_loader(order.after(steps)), parts, None)
 
-def _end_of(worker: BaseProcess) -> str:
-    if worker.exitcode == -signal.SIGKILL:
-        return "was killed (by the system, when no memory is left)"
-    return f"ended with code {worker.exitcode}"
-
-
-def _leave_deaths_to_the_loader() -> None:
-    """torch raises an error where the main process happens to be when a worker dies, a step half done.
-
-    Without that the loader finds out when it waits for a batch.
-    """
-    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    parts = steady(rest, say=say)
+    while step := tuple(itertools.islice(parts, order.parts)):
+        yield _together(step, torch.cat) if len(step) > 1 else step[0]
 
 
 class BrokenPictures:

@@ -1,6 +1,7 @@
 """Memory of a training step: what it will take, measured without computing anything, what it took, and too little."""
 
 import copy
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ _COPIES_OF_WEIGHTS = 5
 # The student's logits, the same over the temperature, their log-softmax, its gradient.
 _COPIES_OF_LOGITS = 4
 _FLOAT32_BYTES = 4
+# What torch says of CPUs, CUDA and its libraries, and Apple GPUs.
+_SHORTAGE = "not enough memory|can't allocate memory|out of memory|ALLOC_FAILED"
 
 
 def step_memory(
@@ -85,10 +88,11 @@ def explaining_shortage(at_once: int, accumulate: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not _is_shortage(error):
             raise
+        fewest = next((factor for factor in range(2, at_once + 1) if at_once % factor == 0), 1)
         in_parts = (
-            f"--accumulate {2 * accumulate} and, without --batch_size, --batch_size_per_gpu {at_once // 2}, which "
-            "leave a step its pictures; or "
-            if at_once > 1
+            f"--accumulate {fewest * accumulate} and, without --batch_size, --batch_size_per_gpu {at_once // fewest}, "
+            "which leave a step its pictures; or "
+            if fewest > 1
             else ""
         )
         raise RankFailed(
@@ -100,7 +104,7 @@ def explaining_shortage(at_once: int, accumulate: int) -> Iterator[None]:
 def _is_shortage(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    return re.search(_SHORTAGE, str(error), re.IGNORECASE) is not None
 
 
 def _gib(count: int) -> str:

@@ -27,6 +27,7 @@ from dino.runtime.backbones import has_class_attention
 from dino.runtime.distributed import is_main
 from dino.runtime.files import writing
 from dino.runtime.images import BrokenImageError
+from dino.runtime.interruption import Interruption
 from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures, Spread, open_pictures
 
@@ -68,6 +69,7 @@ class Monitor:
         test: pictures to classify; None = leave one out.
         max_pictures: of each of the two.
         size: side in pixels of what the backbone is shown.
+        interruption: see `extraction.Extractor`.
         say: prints a line.
 
     Raises:
@@ -85,6 +87,7 @@ class Monitor:
         device: torch.device,
         precision: str,
         num_workers: int,
+        interruption: Interruption | None = None,
         say: Callable[[str], None],
     ) -> None:
         self.folder = folder
@@ -96,6 +99,7 @@ class Monitor:
         self.device = device
         self.precision = precision
         self.num_workers = num_workers
+        self.interruption = interruption
         self.say = say
         self._said: set[str] = set()
         # Made square at once: whole pictures of any size would stay in memory for the whole run.
@@ -114,6 +118,7 @@ class Monitor:
 
         Raises:
             UserError: the sheet cannot be written.
+            Interrupted: a signal came; its name.
         """
         title = f"after {epochs} {'epoch' if epochs == 1 else 'epochs'}" if epochs else "before training"
         accuracies: dict[str, float] = {}
@@ -152,6 +157,7 @@ class Monitor:
             Preparation(size=self.size, precision=self.precision),
             device=self.device,
             num_workers=self.num_workers,
+            interruption=self.interruption,
         )
         title = "k-NN features" if sys.stderr.isatty() else None
         features = extractor.extract(pictures, (CLASS_TOKEN,), progress=title)

@@ -16,6 +16,7 @@ from dino.network import MultiCropNetwork
 from dino.runtime import distributed
 from dino.runtime.backbones import check_side, create_backbone, feature_width
 from dino.runtime.batch_norm import synchronised
+from dino.runtime.interruption import Interruption
 from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures
 from dino.train_options import TrainOptions
@@ -174,6 +175,7 @@ def create_monitor(
     device: torch.device,
     precision: str,
     num_workers: int,
+    interruption: Interruption,
     say: Callable[[str], None],
 ) -> Monitor | None:
     """None where nobody is to look."""
@@ -189,6 +191,7 @@ def create_monitor(
         device=device,
         precision=precision,
         num_workers=num_workers,
+        interruption=interruption,
         say=say,
     )
 

@@ -94,7 +94,7 @@ _SMALL = Preset(
         ),
         Group(
             {"out_dim": 4096},
-            "fewer prototypes for fewer pictures; solo-learn publishes this number for CIFAR and ImageNet-100",
+            "fewer prototypes for fewer pictures",
         ),
         Group(
             {"centering": "sinkhorn_knopp", "koleo_weight": 0.05},
@@ -102,7 +102,7 @@ _SMALL = Preset(
         ),
         Group(
             {"epochs": 300},
-            "as VISSL does on ImageNet; epochs have fewer steps here, and solo-learn takes 400 on ImageNet-100",
+            "as VISSL does on ImageNet; epochs have fewer steps here, and many of them are cheap",
         ),
         Group({"drop_path_rate": 0.05}, "as published for XCiT-S; larger ones are for larger models"),
     ),
@@ -244,7 +244,7 @@ def _model_preset(arch: str, recipe: _Recipe, status: str) -> Preset:
 
 _STATUS = {
     "xcit_small_12_p16": f"{_VISSL}, 74.8 % k-NN there after 250 epochs",
-    "xcit_small_12_p8": "reasoned: no configuration is public; that of medium_24_p8 with small_12_p16's drop path",
+    "xcit_small_12_p8": "reasoned: no configuration is public; medium_24_p8's views, small_12_p16's drop path",
 }
 
 # Of the recipes whose accuracy is published, the one that a single machine can follow.

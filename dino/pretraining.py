@@ -57,11 +57,10 @@ def pretrain(options: TrainOptions) -> None:
         RankFailed: this process ended for a reason of its own; the last checkpoint is what is left.
     """
     device = distributed.pick_device(options.device, options.local_rank)
-    timeout = timedelta(minutes=options.wait_minutes)
     with (
         Interruption() as interruption,
         distributed.deterministic(options.deterministic),
-        distributed.processes(device, dist_url=options.dist_url, timeout=timeout),
+        distributed.processes(device, dist_url=options.dist_url),
         warnings.catch_warnings(),
         ExitStack() as stack,
     ):
@@ -72,8 +71,13 @@ def pretrain(options: TrainOptions) -> None:
             folder = Path(options.output_dir)
             make_writable(folder, "--output_dir")
             if distributed.is_main():
-                stack.enter_context(claimed(folder, "--output_dir"))
-        Pretraining(options, device, interruption).run()
+                # After a restart the process before may be alive, on another machine, until it gives up the others.
+                patience = 60 * options.wait_minutes if distributed.restart_note() else 0
+                stack.enter_context(claimed(folder, "--output_dir", patience=patience))
+        run = Pretraining(options, device, interruption)
+        # Only from here on: a slow disk may have been searched until now.
+        distributed.wait_at_most(timedelta(minutes=options.wait_minutes))
+        run.run()
 
 
 class Pretraining:
@@ -100,10 +104,12 @@ class Pretraining:
                 device=device,
                 precision=self.precision,
                 num_workers=self.workers,
+                interruption=self.interruption,
                 say=lambda line: self.log.say(line),
             )
             self.progress, self.notes = resume_or_start(self.distillation, self.folder, options)
-        self._agree_on_progress()
+        self._agree()
+        self._note_new_pictures()
         self.totals = EpochMeans(self.progress.totals)
         self.first_step = self._steps_done()
         unsettled = max(self.plan.held_steps, options.warmup_epochs * self.plan.steps_per_epoch)
@@ -133,12 +139,18 @@ class Pretraining:
             for line in [*opening, *self.notes, *distributed.restart_note()]:
                 self.log.say(line)
             self._look_before()
-            if self.progress.samples and not self._epoch_has_a_step():
+            if self.progress.epoch < self.options.epochs and not self._epoch_has_a_step():
                 self._end_epoch()  # what was left to do when the run was killed
             if self.progress.epoch < self.options.epochs:
                 self._train()
             else:
                 self.log.say("nothing to train: all epochs are done; a larger --epochs continues")
+        except Interrupted as reason:
+            self._save()
+            raise Interrupted(
+                f"stopped by {reason} after {self._steps_done()} steps, which are saved in {self.folder}; "
+                "the same command continues"
+            ) from None
         finally:
             self.log.close()
         if distributed.is_main():
@@ -172,16 +184,10 @@ class Pretraining:
         """What stops all processes before a step finds the steps before it saved."""
         try:
             return next(batches, None)
-        except (UserError, Interrupted) as reason:
-            done = self._steps_done()
-            if not isinstance(reason, Interrupted):
-                if done > self.first_step:
-                    self._save()
-                raise
-            self._save()
-            raise Interrupted(
-                f"stopped by {reason} after {done} steps, which are saved in {self.folder}; the same command continues"
-            ) from None
+        except UserError:
+            if self._steps_done() > self.first_step:
+                self._save()
+            raise
 
     def _create_feed(self) -> Feed:
         return Feed(
@@ -276,16 +282,17 @@ class Pretraining:
 
     def _look_before(self) -> None:
         """At the random network, for all that follows to be compared with."""
-        if self.first_step == 0:
+        if not self.progress.epoch and not self.progress.samples:
             knn = self._look(0).get("knn")
             if not self.options.init_from:
                 self.progress = dataclasses.replace(self.progress, knn_random=knn)
                 return
-            self.progress = dataclasses.replace(self.progress, knn_init=knn)
+            # The best network so far is the one that was given.
+            best = -1.0 if knn is None else knn
+            self.progress = dataclasses.replace(self.progress, knn_init=knn, best_knn=best)
             if knn is None:
-                self.log.say(
-                    "no k-NN accuracy to tell whether anything is lost: give --knn_data, with classes"
-                )
+                way = "give --knn_data, with classes" if self.monitor else "give a --knn_freq above 0"
+                self.log.say(f"no k-NN accuracy to tell whether anything is lost: {way}")
 
     def _watch_for_forgetting(self, knn: float) -> None:
         before, allowed = self.progress.knn_init, self.options.knn_drop
@@ -293,7 +300,7 @@ class Pretraining:
             self.log.say(
                 f"FORGETTING: k-NN accuracy is {knn:.1f} %, {before - knn:.1f} points below that of "
                 f"{self.options.init_from} before the training, and --knn_drop allows {allowed:g}: lower --lr, raise "
-                "--momentum_teacher, or stop here (--preset continue is made for this; best_knn.pth is the best so far)"
+                "--momentum_teacher, or stop here; --preset continue is made for this"
             )
 
     def _watch_for_collapse(self, measures: Mapping[str, float]) -> None:
@@ -311,8 +318,10 @@ class Pretraining:
 
     def _stop_nonfinite(self, step: int, rates: Rates, views: list[torch.Tensor]) -> None:
         self._save()
+        parts = zip(*(view.tensor_split(self.options.accumulate) for view in views), strict=True)
         with distributed.autocast(self.device, self.precision):
-            place = first_nonfinite_module(self.distillation.student, views)
+            places = [first_nonfinite_module(self.distillation.student, part) for part in parts]
+        place = min(filter(None, places), default=None)
         # Through batch norm and reductions it spreads to all processes: where it is found first, it began.
         found = [(place, rank) for rank, place in enumerate(distributed.gather([place])) if place is not None]
         if found:
@@ -358,8 +367,24 @@ class Pretraining:
     def _epoch_has_a_step(self) -> bool:
         return self.progress.samples + self.global_batch <= len(self.pictures)
 
-    def _agree_on_progress(self) -> None:
+    def _agree(self) -> None:
         if len(set(distributed.gather([(self.progress.epoch, self.progress.samples)]))) > 1:
             raise UserError(
                 "the processes found different checkpoints: all machines must see the same --output_dir"
             )
+        if len(set(distributed.gather([len(self.pictures)]))) > 1:
+            raise UserError(
+                "the processes found different numbers of pictures: all must see the same --data_path"
+            )
+        precisions = sorted(set(distributed.gather([self.precision])))
+        if len(precisions) > 1:
+            raise UserError(
+                f"the processes would compute in {' and '.join(precisions)}: give one with --precision"
+            )
+
+    def _note_new_pictures(self) -> None:
+        before, now = self.progress.pictures, len(self.pictures)
+        if before not in (0, now):
+            rest = ", so what is left of its epoch comes in another order" if self.progress.samples else ""
+            self.notes.append(f"pictures:  {before:,} when it was saved, {now:,} now{rest}")
+        self.progress = dataclasses.replace(self.progress, pictures=now)

@@ -98,7 +98,9 @@ class TrainOptions:
     )
     knn_max_pictures: int = option(5000, "Pictures used for k-NN, evenly spaced, of each part.")
     eval_size: int = option(0, "Side in pixels for k-NN and attention; 0 = as the global views.")
-    wait_minutes: float = option(10.0, "A process that waits for the others longer than this gives up.")
+    wait_minutes: float = option(
+        10.0, "A process that waits for the others longer than this gives up; the start may take 3 hours."
+    )
     deterministic: bool = option(
         False, "Only algorithms that give the same bits each time: for GPUs, slower."
     )

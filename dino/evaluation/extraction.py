@@ -6,7 +6,7 @@ B = pictures of a batch, C = channels, N = patch tokens
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,11 @@ from dino.evaluation.kinds import CLASS_TOKEN, LAST_BLOCKS, LAST_BLOCKS_COUNT, P
 from dino.runtime import distributed
 from dino.runtime.backbones import evaluating, last_blocks, reads_blocks, tokens
 from dino.runtime.images import BrokenImageError
-from dino.runtime.options import UserError
+from dino.runtime.interruption import Interruption, outlive_interruption
+from dino.runtime.options import Interrupted, UserError
 from dino.runtime.pictures import Pictures
+from dino.runtime.progress import say
+from dino.runtime.workers import steady
 
 Result = TypeVar("Result")
 
@@ -116,6 +119,7 @@ class Extractor:
         backbone: on `device` already.
         batch_size: pictures per forward pass.
         num_workers: processes that decode, at most one per usable core; 0 = this process.
+        interruption: asked between batches; a signal that has come ends the work as `Interrupted`.
     """
 
     backbone: nn.Module
@@ -123,6 +127,7 @@ class Extractor:
     batch_size: int = 64
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - cannot be changed
     num_workers: int = 0
+    interruption: Interruption | None = None
 
     def extract(
         self,
@@ -208,6 +213,8 @@ class Extractor:
         kinds = tuple(rows)
         with torch.no_grad():
             for places, images, messages in self.batches(pictures, indices, progress=progress):
+                if self.interruption and self.interruption.signal_name:
+                    raise Interrupted(self.interruption.signal_name)
                 broken.update(messages)
                 if images is None:
                     continue
@@ -225,17 +232,21 @@ class Extractor:
 
         The images are None where none can be read.
         """
-        loader = DataLoader(
-            _Prepared(pictures, indices, self.preparation.transform()),
-            batch_size=self.batch_size,
-            num_workers=min(self.num_workers, distributed.usable_cores()),
-            collate_fn=_collate,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its own: measuring in mid-training leaves the run's random state alone
-        )
+
+        def rest(done: int) -> "DataLoader[Any]":
+            return DataLoader(
+                _Prepared(pictures, indices[done * self.batch_size :], self.preparation.transform()),
+                batch_size=self.batch_size,
+                num_workers=min(self.num_workers, distributed.usable_cores()),
+                collate_fn=_collate,
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # its own: measuring in mid-training leaves the run's random state alone
+                worker_init_fn=outlive_interruption,
+            )
+
         title, quiet, total = progress, progress is None, len(indices)
         with tqdm(total=total, desc=title, unit="img", disable=quiet, leave=None, dynamic_ncols=True) as bar:
-            for places, images, messages in loader:
+            for places, images, messages in steady(rest, say=say):
                 yield places, images, messages
                 bar.update(len(places) + len(messages))
 

@@ -35,6 +35,7 @@ class Progress:
         best_knn: best k-NN accuracy so far in percent; -1 before the first.
         knn_random: that of the random network at the start; None = not measured.
         knn_init: that of the weights of `--init_from` at the start; None = not measured.
+        pictures: in the set that it was trained on; 0 = not known.
         totals: sums of the unfinished epoch's logged values, and how many steps they hold.
     """
 
@@ -43,6 +44,7 @@ class Progress:
     best_knn: float = -1.0
     knn_random: float | None = None
     knn_init: float | None = None
+    pictures: int = 0
     totals: Mapping[str, float] | None = None
 
 
@@ -151,6 +153,7 @@ def pack(
             "best_knn": float(progress.best_knn),
             "knn_random": progress.knn_random,
             "knn_init": progress.knn_init,
+            "pictures": progress.pictures,
             "totals": dict(progress.totals or {}),
         },
         **scaler_state,
@@ -200,6 +203,7 @@ def unpack(
         best_knn=float(extra.get("best_knn", -1.0)),
         knn_random=extra.get("knn_random"),
         knn_init=extra.get("knn_init"),
+        pictures=int(extra.get("pictures", 0)),
         totals=extra.get("totals") or None,
     )
 

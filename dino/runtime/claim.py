@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,23 +18,32 @@ except ImportError:  # Windows, where nothing keeps a second run away
 
 NAME = ".in_use"
 
+# A process does not keep itself out by a POSIX lock.
+_mine: set[Path] = set()
+
 
 @contextmanager
-def claimed(folder: Path, option: str) -> Iterator[None]:
+def claimed(folder: Path, option: str, *, patience: float = 0.0) -> Iterator[None]:
     """Keep other runs out of the folder while this process lives; however it ends, the system lets go of it.
 
     A POSIX lock: it holds on network file systems too, and is not inherited by loading processes that outlive a
-    killed run for a moment.
+    killed run for a moment. It is lost when this process closes the file that it is on, so nobody else here opens it.
 
     Args:
         option: what the user names the folder with, such as `--output_dir`.
+        patience: seconds to wait for another owner to end.
 
     Raises:
         UserError: another process has claimed the folder, or it cannot be written.
     """
-    path = folder / NAME
-    file = _locked(path)
-    if file is None:
+    path = folder.resolve() / NAME
+    if path in _mine:
+        raise UserError(f"{option} {folder} is in use by this very process: name another folder")
+    end = time.monotonic() + patience
+    while (file := _locked(path)) is None:
+        if time.monotonic() < end:
+            time.sleep(1.0)
+            continue
         owner = path.read_text(errors="replace").strip() or "another process"
         raise UserError(
             f"{option} {folder} is in use by {owner}: wait until that run ends, or name another folder"
@@ -43,9 +53,11 @@ def claimed(folder: Path, option: str) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n")
             file.flush()
+        _mine.add(path)
         try:
             yield
         finally:
+            _mine.remove(path)
             path.unlink(missing_ok=True)  # before the lock is let go
 
 

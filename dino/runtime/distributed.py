@@ -3,6 +3,8 @@
 import os
 import platform
 import re
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -11,19 +13,23 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from dino.runtime.options import RankFailed, RunStopped, UserError
+from dino.runtime.options import Interrupted, RankFailed, RunStopped, UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 Item = TypeVar("Item")
 
-# Long enough for a k-NN measurement of the main process; torchrun ends all at once when one dies.
+# Long enough for a disk to be searched, or weights to be downloaded, by another one; torchrun ends all at once when one
+# dies.
 _TIMEOUT = timedelta(hours=3)
 # What gloo says when a process at the other end is gone, and when it does not answer.
 _GONE = re.compile("closed by peer|reset by peer|broken pipe", re.IGNORECASE)
 _SILENT = re.compile("timed out|timeout", re.IGNORECASE)
+
+_BETWEEN_LOOKS = 0.02  # seconds
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,7 +38,7 @@ def start(device: torch.device, *, dist_url: str = "env://", timeout: timedelta 
     """Join the other processes when torchrun started several; alone, do nothing.
 
     Args:
-        timeout: how long a process waits for the others before it gives them up.
+        timeout: how long a process waits for the others before it gives them up; see `wait_at_most`.
 
     Raises:
         UserError: the environment says that there are others, but not which of them this one is.
@@ -46,19 +52,50 @@ def start(device: torch.device, *, dist_url: str = "env://", timeout: timedelta 
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    own, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            init_method=dist_url,
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-            timeout=timeout,
-        )
+        store = next(dist.rendezvous(dist_url, own, count, timeout=timeout))[0]
+        store.set_timeout(timeout)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = unused_store(store, own, count, timeout=timeout)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=timeout)
     except dist.DistError as error:
         reason = str(error).partition("\n")[0]
         raise RankFailed(
             f"process {os.environ['RANK']} on {platform.node()} does not reach the others: {reason}"
         ) from error
+
+
+def unused_store(store: Store, own: int, count: int, *, timeout: timedelta) -> Store:
+    """The part of a store that no earlier attempt of these processes has written to.
+
+    torchrun keeps one store through all restarts, in which a process that is faster than the others finds the address
+    of one that has died, and calls it in vain. So the first process numbers the attempt and tells each other one the
+    number, until that one has confirmed it: what an earlier one asked may still be there, but confirms nothing.
+
+    Raises:
+        DistError: the others do not come.
+    """
+    if own:
+        question = uuid.uuid4().hex
+        store.set(f"asks/{own}", question)
+        attempt = store.get(f"answer/{question}").decode()
+        store.set(f"confirmed/{attempt}/{own}", "")
+        return PrefixStore(f"attempt/{attempt}", store)
+    attempt = str(store.add("attempts", 1))
+    missing = set(range(1, count))
+    end = time.monotonic() + timeout.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"confirmed/{attempt}/{other}"]):
+                missing.remove(other)
+            elif store.check([f"asks/{other}"]):
+                store.set(f"answer/{store.get(f'asks/{other}').decode()}", attempt)
+        if time.monotonic() > end:
+            raise dist.DistStoreError(f"processes {sorted(missing)} did not come")
+        time.sleep(_BETWEEN_LOOKS)
+    return PrefixStore(f"attempt/{attempt}", store)
 
 
 def stop() -> None:
@@ -92,7 +129,7 @@ def processes(
     except RuntimeError as error:
         if world_size() == 1:
             raise
-        failure = _of_another(str(error), timeout)
+        failure = _of_another(str(error))
         if failure is None:
             raise
         raise RankFailed(f"{this_process()} {failure}") from error
@@ -100,13 +137,21 @@ def processes(
     stop()
 
 
-def _of_another(message: str, timeout: timedelta) -> str | None:
+def wait_at_most(timeout: timedelta) -> None:
+    """From now on, give up other processes that do not answer for so long."""
+    if dist.is_initialized():
+        dist.distributed_c10d._set_pg_timeout(timeout, dist.group.WORLD)
+
+
+def _of_another(message: str) -> str | None:
     """What a failed reduction tells of the other processes, if that is what failed."""
     if _GONE.search(message):
         return "lost another process, which has ended; that process, or torchrun, says why"
     if _SILENT.search(message):
+        waited = re.search(r"(\d+) ?ms", message)
+        minutes = f"{int(waited[1]) / 60_000:g} minutes " if waited else ""
         return (
-            f"waited {timeout.total_seconds() / 60:g} minutes for the others in vain: one of them hangs or "
+            f"waited {minutes}for the others in vain: one of them hangs or "
             "needs longer, or the network between them is cut"
         )
     return None
@@ -172,14 +217,14 @@ def restart_note() -> list[str]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A `UserError` of any process in here becomes one of all; nothing in here may wait for other processes."""
-    problems: list[str] = []
+    """What stops any process in here stops all, for the same reason; nothing in here may wait for a reduction."""
+    problems: list[UserError | Interrupted] = []
     try:
         yield
-    except UserError as error:
-        problems.append(str(error))
+    except (UserError, Interrupted) as error:
+        problems.append(error)
     for problem in gather(problems):
-        raise UserError(problem)
+        raise problem from None
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

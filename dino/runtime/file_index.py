@@ -31,7 +31,7 @@ _QUICK = 1.0
 # Nanoseconds within which two changes can leave the same time: the coarsest clock of a file system, FAT's.
 _TICK = 2_000_000_000
 
-_PATIENCE = 600.0  # seconds to wait for another process, which may hang
+_PATIENCE = 7200.0  # seconds to wait for another process, which may hang
 _MOST_KEPT = 16  # indexes; one of a million files takes some 50 MB
 
 
@@ -176,6 +176,8 @@ def _taken(lock: FileLock) -> bool:
 def _read(place: Path) -> Arrays | None:
     """What is kept there; None if there is nothing, it is damaged, or something it was made from has changed."""
     try:
+        if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
+            return None  # it could name any file as a picture
         with place.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         now = Watch()

@@ -22,6 +22,7 @@ from dino.runtime.options import UserError
 from dino.runtime.pictures import number_classes
 
 _LABEL_SUFFIX = ".cls"
+_LONGEST_LABEL = 1 << 16  # bytes; more than a name or a number is a mistake, or meant to fill the memory
 
 # How gzip, bzip2, xz and Zstandard files begin.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
@@ -184,6 +185,8 @@ class _Shard:
             self._samples.append(_number(sample))
             self._plain.append(file.count(".") == 1)
         elif name.endswith(_LABEL_SUFFIX):
+            if size > _LONGEST_LABEL:
+                raise UserError(f"shard {self._path}: {name} is no label but {size:,} bytes: make it again")
             stream.seek(offset)
             text = stream.read(size).decode(errors="replace").strip()
             self._labelled_samples.append(_number(sample))

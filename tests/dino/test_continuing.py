@@ -58,8 +58,23 @@ def test_the_warning_says_how_much_is_lost_and_what_to_do(tmp_path, pictures, fi
     assert (
         "FORGETTING: k-NN accuracy is 40.0 %, 20.0 points below that of "
         f"{finished / 'checkpoint.pth'} before the training, and --knn_drop allows 5: lower --lr, raise "
-        "--momentum_teacher, or stop here (--preset continue is made for this; best_knn.pth is the best so far)"
+        "--momentum_teacher, or stop here; --preset continue is made for this"
     ) in capsys.readouterr().out
+
+
+def test_only_a_network_better_than_the_given_one_is_kept_as_the_best(
+    tmp_path, pictures, finished, monkeypatch
+):
+    looks(monkeypatch, 60.0, 55.0, 60.0, 61.0)
+    pretrain(continued(pictures, finished, tmp_path, epochs=2))
+    assert not (tmp_path / "best_knn.pth").exists()
+    pretrain(continued(pictures, finished, tmp_path, epochs=3))
+    assert load(tmp_path, "best_knn.pth")["epoch"] == 3
+
+
+def test_without_looks_the_option_for_them_is_named(tmp_path, pictures, finished, capsys):
+    pretrain(continued(pictures, finished, tmp_path, knn_freq=0))
+    assert "whether anything is lost: give a --knn_freq above 0" in capsys.readouterr().out
 
 
 def test_a_resumed_run_still_knows_what_it_started_from(tmp_path, pictures, finished, monkeypatch, capsys):

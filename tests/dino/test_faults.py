@@ -10,6 +10,7 @@ import pytest
 
 from dino import pretraining
 from dino.distillation import SelfDistillation
+from dino.evaluation.extraction import Extractor
 from dino.pretraining import pretrain
 from dino.runtime import distributed
 from dino.runtime.options import Interrupted, RankFailed, UserError
@@ -45,6 +46,38 @@ def test_a_signal_saves_at_the_end_of_the_step_and_asks_for_a_requeue(number, tm
     assert str(stopped.value) == sentence
     assert stopped.value.exit_code == os.EX_TEMPFAIL
     assert load(tmp_path)["progress"]["samples"] == 12
+    pretrain(tiny(pictures, tmp_path))
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_signal_during_a_look_is_answered_and_the_look_is_made_up_for(
+    tmp_path, pictures, finished, monkeypatch
+):
+    fill, calls = Extractor.fill, iter(range(100))
+
+    def interrupted(self, *arguments, **settings):
+        if next(calls) == 1:  # after the first epoch
+            signal.raise_signal(signal.SIGTERM)
+        return fill(self, *arguments, **settings)
+
+    monkeypatch.setattr(Extractor, "fill", interrupted)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after 4 steps, which are saved"):
+        pretrain(tiny(pictures, tmp_path))
+    assert load(tmp_path)["progress"]["samples"] == 16
+    pretrain(tiny(pictures, tmp_path))
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_signal_before_the_first_step_loses_nothing(tmp_path, pictures, finished, monkeypatch):
+    fill = Extractor.fill
+
+    def interrupted(self, *arguments, **settings):
+        signal.raise_signal(signal.SIGUSR1)
+        return fill(self, *arguments, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="SIGUSR1 after 0 steps"):
+        patch.setattr(Extractor, "fill", interrupted)
+        pretrain(tiny(pictures, tmp_path))
     pretrain(tiny(pictures, tmp_path))
     assert_same_run(tmp_path, finished)
 
@@ -146,6 +179,7 @@ _NAN_IN_ONE = """
 import os, sys
 import torch
 from dino.distillation import SelfDistillation
+from dino.evaluation.extraction import Extractor
 from dino.pretraining import pretrain
 from dino.runtime.options import RunStopped
 from tests.dino.small_runs import tiny

@@ -235,3 +235,34 @@ def test_a_checkpoint_of_the_original_resumes(tmp_path, pictures, finished, caps
     pretrain(tiny(pictures, tmp_path))
     assert "changed:   --epochs 100 -> 2" in capsys.readouterr().out
     assert load(tmp_path)["epoch"] == 2
+
+
+def test_pictures_that_came_or_went_are_told(tmp_path, capsys):
+    folder = write_pictures(tmp_path / "pictures")
+    run_until_killed(tiny(folder, tmp_path / "run", save_every_minutes=1e-9, knn_freq=0), 2)
+    (folder / "cats" / "0.png").unlink()
+    pretrain(tiny(folder, tmp_path / "run", knn_freq=0))
+    said = "pictures:  16 when it was saved, 15 now, so what is left of its epoch comes in another order\n"
+    assert said in capsys.readouterr().out
+    pretrain(tiny(folder, tmp_path / "run", knn_freq=0, epochs=3))
+    assert "when it was saved" not in capsys.readouterr().out
+
+
+def test_a_resume_with_a_larger_batch_is_no_start(tmp_path, pictures):
+    run_until_killed(tiny(pictures, tmp_path, save_every_minutes=1e-9), 2)
+    before = load(tmp_path)["progress"]["knn_random"]
+    looks = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Monitor, "look", lambda self, backbone, *, epochs: looks.append(epochs) or {"knn": 1.0})
+        pretrain(tiny(pictures, tmp_path, batch_size=16))
+    assert 0 not in looks
+    assert load(tmp_path)["progress"]["knn_random"] == before
+
+
+def test_fewer_epochs_than_the_one_that_awaits_its_look_leave_it_alone(tmp_path, pictures, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Monitor, "look", lambda self, backbone, *, epochs: killed_if(epochs == 2))
+        patch.setattr(Pretraining, "_look_before", lambda self: None)
+        pretrain(tiny(pictures, tmp_path, knn_freq=2))
+    pretrain(tiny(pictures, tmp_path, epochs=1))
+    assert [row["epoch"] for row in rows(tmp_path)] == [0]

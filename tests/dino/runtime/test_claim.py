@@ -5,6 +5,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -70,6 +71,27 @@ def test_a_killed_owner_holds_nothing_even_while_its_children_live(arguments, ho
     assert (tmp_path / NAME).exists()
     with claimed(tmp_path, "--output_dir"):
         assert (tmp_path / NAME).read_text() == f"process {os.getpid()} on {platform.node()}\n"
+
+
+def test_a_second_claim_of_the_same_process_is_refused_and_harms_nothing(tmp_path):
+    with claimed(tmp_path, "--output_dir"):
+        with (
+            pytest.raises(UserError, match="is in use by this very process"),
+            claimed(tmp_path, "--output_dir"),
+        ):
+            pass
+        assert (tmp_path / NAME).exists()
+    with claimed(tmp_path, "--output_dir"):
+        pass
+
+
+def test_with_patience_the_end_of_the_owner_is_waited_for(holder, tmp_path):
+    process = holder()
+    threading.Timer(1.0, process.kill).start()
+    with pytest.raises(UserError), claimed(tmp_path, "--output_dir"):
+        pass
+    with claimed(tmp_path, "--output_dir", patience=60):
+        assert process.poll() is not None
 
 
 def test_nothing_stays_behind(tmp_path):

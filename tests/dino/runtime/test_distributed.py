@@ -1,5 +1,6 @@
 import os
 import platform
+import threading
 import time
 from datetime import timedelta
 
@@ -137,7 +138,7 @@ def test_what_ends_all_processes_is_said_by_the_main_one_and_all_exit_alike(reas
         ("Connection closed by peer [127.0.0.1]:33", "lost another process"),
         ("recv: Connection reset by peer", "lost another process"),
         (
-            "Timed out waiting 3000ms for recv operation to complete",
+            "Timed out waiting 420000ms for recv operation to complete",
             "waited 7 minutes for the others in vain",
         ),
     ],
@@ -284,7 +285,10 @@ def test_two_processes_share_what_they_find():
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ("silent", "waited 0.05 minutes for the others in vain: one of them hangs or needs longer, or the network"),
+        (
+            "silent",
+            "waited 0.05 minutes for the others in vain: one of them hangs or needs longer, or the network",
+        ),
         ("gone", "lost another process, which has ended; that process, or torchrun, says why"),
     ],
 )
@@ -293,3 +297,30 @@ def test_who_is_left_alone_says_so_within_the_timeout(other, sentence):
     said, _ = both_finish(_LEFT_ALONE, other)
     assert f"DONE 0 process 0 of 2 on {platform.node()} {sentence}" in said
     assert time.monotonic() - began < 60
+
+
+def test_an_attempt_uses_no_part_of_the_store_that_another_has_used():
+    """The other process has died in the first attempt, and is slower than the first one in the second."""
+    store = torch.distributed.HashStore()
+    parts = {}
+
+    def join(attempt, own, delay):
+        time.sleep(delay)
+        parts[attempt, own] = distributed.unused_store(store, own, 3, timeout=timedelta(seconds=20))
+
+    for attempt, delays in enumerate([(0, 0.1, 0.2), (0, 0.5, 0.3), (0.4, 0, 0.1)]):
+        threads = [
+            threading.Thread(target=join, args=(attempt, own, delay)) for own, delay in enumerate(delays)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        parts[attempt, 1].set("address", str(attempt))
+        assert all(parts[attempt, own].get("address") == str(attempt).encode() for own in range(3))
+
+
+def test_who_does_not_come_is_named():
+    store = torch.distributed.HashStore()
+    with pytest.raises(torch.distributed.DistStoreError, match=r"processes \[1, 2\] did not come"):
+        distributed.unused_store(store, 0, 3, timeout=timedelta(seconds=0.2))

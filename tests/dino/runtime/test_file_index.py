@@ -324,3 +324,9 @@ def test_a_search_that_was_killed_blocks_nobody(indexes, tmp_path):
     assert second.communicate(timeout=60) == ("[0, 1, 2, 3, 4]\n", "")
     assert (tmp_path / "finished").read_text() == "x"
     assert index_in(indexes).exists()
+
+
+def test_the_index_of_another_user_is_not_used(indexes, file, monkeypatch):
+    assert found(file) == [3, 1, 2] and Counting.finished == 1
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    assert found(file) == [3, 1, 2] and Counting.finished == 2

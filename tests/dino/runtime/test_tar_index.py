@@ -204,3 +204,13 @@ def test_a_member_costs_its_name_and_a_few_bytes(tmp_path: Path, monkeypatch: py
     name, places = 24, 8 + 4 + 8 + 8
     assert kept < count * (name + places) + 20_000
     assert peak < count * 4 * (name + places) + 1_200_000  # the end is read by the megabyte
+
+
+def test_a_label_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    shard = tmp_path / "s.tar"
+    with shard.open("wb") as file:
+        header = tarfile.TarInfo("a.cls")
+        header.size = 3 << 30
+        file.write(header.tobuf())
+        file.truncate(len(header.tobuf()) + header.size + 1024)  # a file of holes
+    refused(shard, f"shard {re.escape(str(shard))}: a.cls is no label but 3,221,225,472 bytes: make it again")
