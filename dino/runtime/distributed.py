@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from dino.runtime.options import Interrupted, RankFailed, RunStopped, UserError
 
@@ -54,7 +55,7 @@ def start(device: torch.device, *, dist_url: str = "env://", timeout: timedelta 
         torch.cuda.set_device(device)
     own, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        store = next(dist.rendezvous(dist_url, own, count, timeout=timeout))[0]
+        store = next(rendezvous(dist_url, own, count, timeout=timeout))[0]
         store.set_timeout(timeout)
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             store = unused_store(store, own, count, timeout=timeout)
