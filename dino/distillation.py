@@ -240,8 +240,7 @@ def teacher_of(student: nn.Module, teacher: nn.Module) -> nn.Module:
 def _in_parallel(student: nn.Module) -> nn.Module:
     if world_size() == 1:
         return student
-    # Batch norm has the same statistics in all ranks already.
-    return DistributedDataParallel(student, broadcast_buffers=False)
+    return DistributedDataParallel(student)
 
 
 def first_nonfinite_module(network: nn.Module, views: Sequence[Tensor]) -> tuple[int, str] | None:
