@@ -141,7 +141,9 @@ def processes(
 def wait_at_most(timeout: timedelta) -> None:
     """From now on, give up other processes that do not answer for so long."""
     if dist.is_initialized():
-        dist.distributed_c10d._set_pg_timeout(timeout, dist.group.WORLD)
+        # Its public name is newer than the oldest torch that is supported.
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        set_timeout(timeout, dist.group.WORLD)
 
 
 def _of_another(message: str) -> str | None:
