@@ -220,6 +220,13 @@ def test_limit_zero_allows_none_and_a_negative_one_any_number(limit, stops):
         broken.check()
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """A loader looks after its workers every so many seconds while it waits; five are long for a test."""
+    waiting = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(waiting, "__defaults__", (0.3,))
+
+
 class Fragile(Colours):
     """A worker that is shown the picture dies of it, so many times."""
 
@@ -246,7 +253,7 @@ def steady(pictures, order, said, **settings):
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_worker_that_dies_costs_no_batch(parts):
+def test_a_worker_that_dies_costs_no_batch(parts, impatient):
     order = epoch_order(12, batch=4, epochs=2, parts=parts)
     said = []
     found = list(steady(Fragile(12, deadly=7, lives=1), order, said))
@@ -260,7 +267,7 @@ def test_a_worker_that_dies_costs_no_batch(parts):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_workers_that_die_again_and_again_end_the_run():
+def test_workers_that_die_again_and_again_end_the_run(impatient):
     order, said = epoch_order(8, epochs=1), []
     with pytest.raises(RankFailed, match=r"loading processes died 4 times in a row: lower --num_workers"):
         list(steady(Fragile(8, deadly=next(iter(order))[1][1], lives=99), order, said))
