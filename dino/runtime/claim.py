@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -44,9 +44,8 @@ def claimed(folder: Path, option: str, *, patience: float = 0.0) -> Iterator[Non
         if time.monotonic() < end:
             time.sleep(1.0)
             continue
-        owner = path.read_text(errors="replace").strip() or "another process"
         raise UserError(
-            f"{option} {folder} is in use by {owner}: wait until that run ends, or name another folder"
+            f"{option} {folder} is in use by {_owner(path)}: wait until that run ends, or name another folder"
         )
     with file:
         with writing(path):
@@ -58,7 +57,15 @@ def claimed(folder: Path, option: str, *, patience: float = 0.0) -> Iterator[Non
             yield
         finally:
             _mine.remove(path)
-            path.unlink(missing_ok=True)  # before the lock is let go
+            with suppress(OSError):  # Windows removes no open file
+                path.unlink()  # before the lock is let go
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip() or "another process"
+    except OSError:  # it ended in this moment, or is another user
+        return "another process"
 
 
 def _locked(path: Path) -> TextIO | None:
@@ -74,6 +81,7 @@ def _locked(path: Path) -> TextIO | None:
             return None
         except OSError:  # a file system that has no locks
             return file
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
         file.close()  # its owner ended, and removed it, after it was opened here

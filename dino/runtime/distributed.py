@@ -61,7 +61,7 @@ def start(device: torch.device, *, dist_url: str = "env://", timeout: timedelta 
             store = unused_store(store, own, count, timeout=timeout)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=timeout)
-    except dist.DistError as error:
+    except RuntimeError as error:  # DistError of the store, and gloo's own
         reason = str(error).partition("\n")[0]
         raise RankFailed(
             f"process {os.environ['RANK']} on {platform.node()} does not reach the others: {reason}"

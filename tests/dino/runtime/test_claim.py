@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,17 @@ def test_with_patience_the_end_of_the_owner_is_waited_for(holder, tmp_path):
         pass
     with claimed(tmp_path, "--output_dir", patience=60):
         assert process.poll() is not None
+
+
+def test_an_owner_that_ends_in_the_moment_of_the_refusal_is_no_traceback(holder, tmp_path, monkeypatch):
+    holder()
+
+    def gone(self, **_):
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    with pytest.raises(UserError, match="is in use by another process"), claimed(tmp_path, "--output_dir"):
+        pass
 
 
 def test_nothing_stays_behind(tmp_path):

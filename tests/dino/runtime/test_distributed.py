@@ -324,3 +324,22 @@ def test_who_does_not_come_is_named():
     store = torch.distributed.HashStore()
     with pytest.raises(torch.distributed.DistStoreError, match=r"processes \[1, 2\] did not come"):
         distributed.unused_store(store, 0, 3, timeout=timedelta(seconds=0.2))
+
+
+def test_a_process_that_cannot_reach_the_others_says_so(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Gloo connectFullMesh failed with Connection refused\nframe #0: somewhere")
+
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(
+        distributed, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 1, 2)])
+    )
+    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+    with pytest.raises(RankFailed) as failure:
+        distributed.start(CPU)
+    assert str(failure.value) == (
+        f"process 1 on {platform.node()} does not reach the others: "
+        "Gloo connectFullMesh failed with Connection refused"
+    )
