@@ -3,7 +3,6 @@
 T = teacher's views, V = student's views, B = images, K = prototypes
 """
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -241,27 +240,3 @@ def _in_parallel(student: nn.Module) -> nn.Module:
     if world_size() == 1:
         return student
     return DistributedDataParallel(student)
-
-
-def first_nonfinite_module(network: nn.Module, views: Sequence[Tensor]) -> tuple[int, str] | None:
-    """Place in the order of execution, and name, of the first module whose output is not finite; None if all are."""
-    finite: list[bool] = []
-    found: list[tuple[int, str]] = []
-    probe = copy.deepcopy(network)
-
-    def watch(name: str) -> None:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            tensors = output if isinstance(output, tuple) else (output,)
-            finite.append(all(t.isfinite().all().item() for t in tensors if isinstance(t, Tensor)))
-            if not finite[-1]:
-                found.append((len(finite), name))
-
-        probe.get_submodule(name).register_forward_hook(hook)
-
-    for name, module in probe.named_modules():
-        if name and not any(module.children()):
-            watch(name)
-    device = next(probe.parameters()).device
-    with torch.no_grad():
-        probe([view.to(device) for view in views])
-    return found[0] if found else None

@@ -18,10 +18,11 @@ import torch
 from dino.attention.run_page import write_run_page
 from dino.collapse import CollapseWatch
 from dino.curves import draw_curves
-from dino.distillation import Rates, StepResult, first_nonfinite_module
+from dino.distillation import Rates, StepResult
 from dino.feed import Feed
 from dino.loader import Batch, EpochOrder, mixed_seed
 from dino.memory import explaining_shortage, peak_memory
+from dino.nonfinite import source_of_nonfinite
 from dino.plan import (
     check_options,
     create_distillation,
@@ -30,7 +31,7 @@ from dino.plan import (
     create_plan,
     share_of_step,
 )
-from dino.resume import resume_or_start
+from dino.resume import check_agreement, new_pictures, resume_or_start
 from dino.runtime import checkpoint, distributed
 from dino.runtime.claim import claimed
 from dino.runtime.files import make_writable
@@ -107,9 +108,10 @@ class Pretraining:
                 interruption=self.interruption,
                 say=lambda line: self.log.say(line),
             )
-            self.progress, self.notes = resume_or_start(self.distillation, self.folder, options)
-        self._agree()
-        self._note_new_pictures()
+            found, notes = resume_or_start(self.distillation, self.folder, options)
+        check_agreement(found, len(self.pictures), self.precision)
+        self.progress = dataclasses.replace(found, pictures=len(self.pictures))
+        self.notes = [*notes, *new_pictures(found, len(self.pictures))]
         self.totals = EpochMeans(self.progress.totals)
         self.first_step = self._steps_done()
         unsettled = max(self.plan.held_steps, options.warmup_epochs * self.plan.steps_per_epoch)
@@ -320,16 +322,7 @@ class Pretraining:
         self._save()
         parts = zip(*(view.tensor_split(self.options.accumulate) for view in views), strict=True)
         with distributed.autocast(self.device, self.precision):
-            places = [first_nonfinite_module(self.distillation.student, part) for part in parts]
-        place = min(filter(None, places), default=None)
-        # Through batch norm and reductions it spreads to all processes: where it is found first, it began.
-        found = [(place, rank) for rank, place in enumerate(distributed.gather([place])) if place is not None]
-        if found:
-            (_, name), rank = min(found)
-            where = f"the first module of the student whose output is not finite is {name}"
-            where += f" in process {rank}" if distributed.world_size() > 1 else ""
-        else:
-            where = "every output of the student is finite, its loss or gradients are not"
+            where = source_of_nonfinite(self.distillation.student, parts)
         raise RunStopped(
             f"{_NONFINITE_STEPS_ALLOWED} steps in a row were not finite, the last is step {step} (learning rate "
             f"{rates.lr:.2e}, weight decay {rates.weight_decay:.2e}, teacher temperature "
@@ -366,25 +359,3 @@ class Pretraining:
 
     def _epoch_has_a_step(self) -> bool:
         return self.progress.samples + self.global_batch <= len(self.pictures)
-
-    def _agree(self) -> None:
-        if len(set(distributed.gather([(self.progress.epoch, self.progress.samples)]))) > 1:
-            raise UserError(
-                "the processes found different checkpoints: all machines must see the same --output_dir"
-            )
-        if len(set(distributed.gather([len(self.pictures)]))) > 1:
-            raise UserError(
-                "the processes found different numbers of pictures: all must see the same --data_path"
-            )
-        precisions = sorted(set(distributed.gather([self.precision])))
-        if len(precisions) > 1:
-            raise UserError(
-                f"the processes would compute in {' and '.join(precisions)}: give one with --precision"
-            )
-
-    def _note_new_pictures(self) -> None:
-        before, now = self.progress.pictures, len(self.pictures)
-        if before not in (0, now):
-            rest = ", so what is left of its epoch comes in another order" if self.progress.samples else ""
-            self.notes.append(f"pictures:  {before:,} when it was saved, {now:,} now{rest}")
-        self.progress = dataclasses.replace(self.progress, pictures=now)

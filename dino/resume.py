@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dino.distillation import SelfDistillation, teacher_of
-from dino.runtime import checkpoint
+from dino.runtime import checkpoint, distributed
 from dino.runtime.backbones import load_backbone_weights
 from dino.runtime.options import UserError
 from dino.train_options import TrainOptions
@@ -37,6 +37,35 @@ def resume_or_start(
     )
     teacher_of(parts.student, parts.teacher)
     return checkpoint.Progress(epoch=0), [f"weights:   {report}"]
+
+
+def check_agreement(progress: checkpoint.Progress, pictures: int, precision: str) -> None:
+    """All processes must have found the same; each gives what it has.
+
+    Raises:
+        UserError: in all of them, what they have to have in common.
+    """
+    if len(set(distributed.gather([(progress.epoch, progress.samples)]))) > 1:
+        raise UserError(
+            "the processes found different checkpoints: all machines must see the same --output_dir"
+        )
+    if len(set(distributed.gather([pictures]))) > 1:
+        raise UserError(
+            "the processes found different numbers of pictures: all must see the same --data_path"
+        )
+    precisions = sorted(set(distributed.gather([precision])))
+    if len(precisions) > 1:
+        raise UserError(
+            f"the processes would compute in {' and '.join(precisions)}: give one with --precision"
+        )
+
+
+def new_pictures(progress: checkpoint.Progress, now: int) -> list[str]:
+    """A line when the set has another number of pictures than the run has been trained on."""
+    if progress.pictures in (0, now):
+        return []
+    rest = ", so what is left of its epoch comes in another order" if progress.samples else ""
+    return [f"pictures:  {progress.pictures:,} when it was saved, {now:,} now{rest}"]
 
 
 def _resume(

@@ -21,7 +21,7 @@ FLOORS = [
         "dino." + name
         for name in (
             *("multicrop", "network", "head", "loss", "teacher", "schedules", "optimizer", "collapse"),
-            *("distillation", "loader", "feed", "memory", "presets", "train_options"),
+            *("distillation", "nonfinite", "loader", "feed", "memory", "presets", "train_options"),
         )
     ],
     ["dino.evaluation", "dino.attention", "dino.curves"],
