@@ -10,6 +10,7 @@ from typing import TextIO
 
 from dino.runtime.files import writing
 from dino.runtime.options import UserError
+from dino.runtime.progress import say
 
 try:
     import fcntl
@@ -40,8 +41,12 @@ def claimed(folder: Path, option: str, *, patience: float = 0.0) -> Iterator[Non
     if path in _mine:
         raise UserError(f"{option} {folder} is in use by this very process: name another folder")
     end = time.monotonic() + patience
+    waits = False
     while (file := _locked(path)) is None:
         if time.monotonic() < end:
+            if not waits:
+                say(f"{option} {folder} is in use by {_owner(path)}: waiting for its end")
+            waits = True
             time.sleep(1.0)
             continue
         raise UserError(

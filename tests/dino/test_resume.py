@@ -13,6 +13,7 @@ from dino import pretraining
 from dino.distillation import SelfDistillation
 from dino.monitor import Monitor
 from dino.pretraining import Pretraining, pretrain
+from dino.resume import check_agreement
 from dino.runtime import checkpoint, distributed
 from dino.runtime.options import UserError
 from dino.runtime.pictures import open_pictures
@@ -266,3 +267,31 @@ def test_fewer_epochs_than_the_one_that_awaits_its_look_leave_it_alone(tmp_path,
         pretrain(tiny(pictures, tmp_path, knn_freq=2))
     pretrain(tiny(pictures, tmp_path, epochs=1))
     assert [row["epoch"] for row in rows(tmp_path)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "sentence"),
+    [
+        ([(1, 4), 16, "fp32"], None),
+        (
+            [(1, 8), 16, "fp32"],
+            "the processes found different checkpoints: all machines must see the same --output_dir",
+        ),
+        (
+            [(1, 4), 15, "fp32"],
+            "the processes found different numbers of pictures: all must see the same --data_path",
+        ),
+        ([(1, 4), 16, "bf16"], "the processes would compute in bf16 and fp32: give one with --precision"),
+    ],
+)
+def test_what_processes_do_not_have_in_common_is_refused(theirs, sentence, monkeypatch):
+    answers = iter(theirs)
+    monkeypatch.setattr(distributed, "gather", lambda items: [*items, next(answers)])
+    progress = checkpoint.Progress(epoch=1, samples=4)
+    if sentence is None:
+        check_agreement(progress, 16, "fp32")
+        assert list(answers) == []
+        return
+    with pytest.raises(UserError) as refusal:
+        check_agreement(progress, 16, "fp32")
+    assert str(refusal.value) == sentence

@@ -86,13 +86,15 @@ def test_a_second_claim_of_the_same_process_is_refused_and_harms_nothing(tmp_pat
         pass
 
 
-def test_with_patience_the_end_of_the_owner_is_waited_for(holder, tmp_path):
+def test_with_patience_the_end_of_the_owner_is_waited_for_and_that_is_said(holder, tmp_path, capsys):
     process = holder()
     threading.Timer(1.0, process.kill).start()
     with pytest.raises(UserError), claimed(tmp_path, "--output_dir"):
         pass
     with claimed(tmp_path, "--output_dir", patience=60):
         assert process.poll() is not None
+    waiting = f"{tmp_path} is in use by process {process.pid} on {platform.node()}: waiting for its end"
+    assert capsys.readouterr().out.count(waiting) == 1
 
 
 def test_an_owner_that_ends_in_the_moment_of_the_refusal_is_no_traceback(holder, tmp_path, monkeypatch):
