@@ -48,7 +48,7 @@ _PANELS = (
         "top-1 accuracy, %",
         best=True,
         sparse=True,
-        references={"knn_random": "random network"},
+        references={"knn_random": "random network", "knn_init": "given weights"},
     ),
     _Panel("feature_std", "Feature spread", "deviation per dimension"),
     _Panel("effective_rank", "Effective rank of features", "dimensions"),

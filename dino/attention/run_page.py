@@ -23,6 +23,9 @@ NAME = "index.html"
 _SHEET = re.compile(r"epoch_(\d+)\.png")
 _MISSING = "–"  # noqa: RUF001 - what stands in a table for no number
 
+# What a run starts from, by the key of its accuracy in the log.
+_STARTS = {"knn_random": "random network", "knn_init": "given weights"}
+
 
 @dataclass(frozen=True)
 class _Look:
@@ -31,7 +34,7 @@ class _Look:
     epochs: int
     knn: float
     balanced: float | None = None
-    random: float | None = None
+    start: float | None = None  # accuracy before training
     loss: float | None = None
 
 
@@ -78,14 +81,17 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
 
 def _looks(rows: Mapping[int, Mapping[str, Any]]) -> Iterator[_Look]:
     measured = [(epoch, row) for epoch, row in sorted(rows.items()) if _number(row, "knn") is not None]
-    random = [accuracy for _, row in measured if (accuracy := _number(row, "knn_random")) is not None]
-    if random:
-        yield _Look(0, random[-1], random=random[-1])
+    starts = [
+        accuracy for _, row in measured for key in _STARTS if (accuracy := _number(row, key)) is not None
+    ]
+    start = starts[-1] if starts else None
+    if start is not None:
+        yield _Look(0, start, start=start)
     for epoch, row in measured:
         knn = _number(row, "knn")
         assert knn is not None
         balanced, loss = _number(row, "knn_balanced"), _number(row, "train_loss")
-        yield _Look(epoch + 1, knn, balanced, random[-1] if random else None, loss)
+        yield _Look(epoch + 1, knn, balanced, start, loss)
 
 
 def _headline(rows: Mapping[int, Any], looks: Sequence[_Look], neighbours: int) -> str:
@@ -98,7 +104,9 @@ def _headline(rows: Mapping[int, Any], looks: Sequence[_Look], neighbours: int) 
             (f"the best, {_when(best.epochs)}", _percent(best.knn)),
         ]
     if looks and not looks[0].epochs:
-        tiles.append(("of the random network before training", _percent(looks[0].knn)))
+        known = {key for row in rows.values() for key in _STARTS if _number(row, key) is not None}
+        kind = next(kind for key, kind in _STARTS.items() if key in known)
+        tiles.append((f"of the {kind} before training", _percent(looks[0].knn)))
     epochs = max(rows, default=-1) + 1
     tiles.append((f"{'epoch' if epochs == 1 else 'epochs'} trained", str(epochs)))
     first, *others = [f"<dt>{label}</dt><dd>{value}</dd></div>" for label, value in tiles]
@@ -158,7 +166,7 @@ def _curves(folder: Path) -> str:
 def _table(looks: Sequence[_Look], neighbours: int) -> str:
     if not looks:
         return '<p class="soft">No k-NN accuracy has been measured.</p>'
-    columns = ("When", f"{neighbours}-NN, %", "balanced, %", "over random, points", "loss")
+    columns = ("When", f"{neighbours}-NN, %", "balanced, %", "over the start, points", "loss")
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
     best = max(looks, key=lambda look: look.knn)
     body = "".join(_table_row(look, look is best) for look in looks)
@@ -170,7 +178,7 @@ def _table(looks: Sequence[_Look], neighbours: int) -> str:
 
 
 def _table_row(look: _Look, is_best: bool) -> str:
-    gain = None if look.random is None or not look.epochs else look.knn - look.random
+    gain = None if look.start is None or not look.epochs else look.knn - look.start
     cells = [
         f"{look.knn:.1f}",
         _MISSING if look.balanced is None else f"{look.balanced:.1f}",

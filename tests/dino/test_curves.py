@@ -63,6 +63,14 @@ def test_what_to_compare_with_is_drawn_when_it_is_known(tmp_path: Path, referenc
     assert (draw(log(), tmp_path) != draw(without(log(), reference), tmp_path)).any()
 
 
+def test_a_continued_run_is_compared_with_the_weights_that_it_was_given(tmp_path: Path):
+    given = [
+        {"knn_init" if key == "knn_random" else key: value for key, value in row.items()} for row in log()
+    ]
+    assert (draw(given, tmp_path) != draw(without(given, "knn_init"), tmp_path)).any()
+    assert (draw(given, tmp_path) != draw(log(), tmp_path)).any(), "the label says which it is"
+
+
 def test_of_an_epoch_that_was_run_twice_the_last_row_counts(tmp_path: Path):
     resumed = [*log(4), {**log(3)[2], "train_loss": 99.0}, *log(6)[2:]]
     np.testing.assert_array_equal(draw(resumed, tmp_path), draw(log(), tmp_path))

@@ -58,10 +58,17 @@ def test_the_numbers_of_a_run_stand_above_everything(tmp_path):
     ]
 
 
+def test_a_continued_run_is_compared_with_the_weights_that_it_was_given(tmp_path):
+    rows = [{"knn_init" if key == "knn_random" else key: value for key, value in row.items()} for row in ROWS]
+    page = html(tmp_path, rows, "run")
+    assert ("33.4 %", "of the given weights before training") in headline(page)
+    assert cells(page)[-1][3] == "+9.4"
+
+
 def test_each_look_has_a_row_in_the_table(tmp_path):
     none = "\N{EN DASH}"
     assert cells(html(tmp_path, ROWS, "run", neighbours=10)) == [
-        ["When", "10-NN, %", "balanced, %", "over random, points", "loss"],
+        ["When", "10-NN, %", "balanced, %", "over the start, points", "loss"],
         ["before training", "33.4", none, none, none],
         ["after 2 epochs", "41.0", "28.4", "+7.6", "4.500"],
         ["after 4 epochs, the best", "44.0", "34.5", "+10.6", "4.000"],
