@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from xcit.linear import is_traced
+
 # Stride-2 convolutions per patch size; each one also doubles the channels, up to the embedding's width.
 _STAGES = {8: 3, 16: 4}
 
@@ -40,9 +42,11 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         rows, cols = images.shape[-2:]
+        if images.device.type == "cpu" and not is_traced():
+            # The convolutions' faster layout there, and the tokens' own.
+            images = images.contiguous(memory_format=torch.channels_last)
         looks_only = not (self.training or torch.is_grad_enabled())
-        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
-        if looks_only and not traced and rows * cols > _BAND_PIXELS:
+        if looks_only and not is_traced() and rows * cols > _BAND_PIXELS:
             return self._forward_in_bands(images)
         return self.proj(images)
 
@@ -146,8 +150,7 @@ def _cached_features(
     grid: tuple[int, int] | None = None,
     corner: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not in torch's __all__
-    if tracing or torch.compiler.is_compiling():
+    if is_traced():
         # part of the graph, so that it holds for any size
         return fourier_features(rows, cols, device, grid, corner)
     key = (rows, cols, device, grid, corner)

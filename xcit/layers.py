@@ -4,13 +4,75 @@ B images, N patch tokens, C channels, H heads, D channels of a head.
 Attributes are named as in the published weights' keys.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
+
+from xcit.gram import gram_matrix, linear_of_picture
+from xcit.linear import Linear, is_traced, linear
 
 _NORM_EPS = 1e-6
 _SHORTEST = 1e-12
+
+# Tokens that go through the MLP at once when nothing is kept for gradients: few enough to stay in the processor's
+# cache, where memory that is new for every layer costs as much as the arithmetic.
+_TOKENS_AT_ONCE = 2048
+
+# So many tokens for each channel, and the way over the Gram matrix is shorter.
+_MANY_TOKENS = 3
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, images skip residual branches by chance.
+
+    Args:
+        drop_prob: probability that an image skips a branch, in [0, 1).
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    @property
+    def active(self) -> bool:
+        return self.training and self.drop_prob > 0
+
+    def factors(self, x_BNC: Tensor) -> Tensor:
+        """Newly drawn, of each image's branch: 0, or so much more than 1 that the mean is 1; (B, 1, 1)."""
+        keep = 1 - self.drop_prob
+        return x_BNC.new_empty(len(x_BNC), 1, 1).bernoulli_(keep).div_(keep)
+
+    def residual(self, x_BNC: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """x + branch(x), for a branch in which every image is by itself.
+
+        On a CPU what would be multiplied by 0 is not computed. Elsewhere finding out which images these are
+        would take longer, and compiled code wants tensors of one shape.
+        """
+        if not self.active:
+            return x_BNC + branch(x_BNC)
+        factors = self.factors(x_BNC)
+        kept = factors.flatten().nonzero().flatten() if _on_cpu(x_BNC) else None
+        if kept is None or not len(kept):  # with none kept, parameters still get a gradient, of 0
+            return x_BNC + factors * branch(x_BNC)
+        computed = factors[kept] * branch(x_BNC.index_select(0, kept))
+        return x_BNC.to(computed.dtype).index_add(0, kept, computed)
 
 
 class CrossCovarianceAttention(nn.Module):
@@ -23,16 +85,25 @@ class CrossCovarianceAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         batch, count, dim = x_BNC.shape
+        if not (torch.is_grad_enabled() or is_traced()) and count >= _MANY_TOKENS * dim:
+            return torch.stack([self._by_gram_matrix(x_NC) for x_NC in x_BNC])
         qkv = self.qkv(x_BNC).reshape(batch, count, 3, self.num_heads, dim // self.num_heads)
         query_BHDN, key_BHDN, value_BHDN = qkv.permute(2, 0, 3, 4, 1).unbind(0)
         logits_BHDD = _unit(query_BHDN) @ _unit(key_BHDN).transpose(-2, -1) * self.temperature
         mixed_BHDN = _softmax(logits_BHDD).to(value_BHDN.dtype) @ value_BHDN
         return self.proj(mixed_BHDN.permute(0, 3, 1, 2).reshape(batch, count, dim))
+
+    def _by_gram_matrix(self, x_NC: Tensor) -> Tensor:
+        """The same, for one image of many tokens."""
+        with without_autocast(x_NC):
+            weight, bias = linear_of_picture(gram_matrix(x_NC), self.qkv, self.temperature, self.proj)
+        # float32 under autocast, as the input is, until the product itself.
+        return linear(x_NC, weight.to(x_NC.dtype), bias.to(x_NC.dtype))
 
 
 class LocalPatchInteraction(nn.Module):
@@ -77,9 +148,21 @@ class XCABlock(nn.Module):
         self.gamma1, self.gamma2, self.gamma3 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(3))
 
     def forward(self, x_BNC: Tensor, rows: int, cols: int) -> Tensor:
-        x_BNC = x_BNC + self.drop_path(self.gamma1 * self.attn(self.norm1(x_BNC)))
-        x_BNC = x_BNC + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x_BNC), rows, cols))
-        return x_BNC + self.drop_path(self.gamma2 * self.mlp(self.norm2(x_BNC)))
+        if not (torch.is_grad_enabled() or self.drop_path.active or is_traced()):
+            return self._forward_without_gradients(x_BNC, rows, cols)
+        x_BNC = self.drop_path.residual(x_BNC, lambda x: self.gamma1 * self.attn(self.norm1(x)))
+        # Batch norm sees all images, also those that then skip the branch.
+        local = self.gamma3 * self.local_mp(self.norm3(x_BNC), rows, cols)
+        x_BNC = x_BNC + (self.drop_path.factors(x_BNC) * local if self.drop_path.active else local)
+        return self.drop_path.residual(x_BNC, lambda x: self.gamma2 * self.mlp(self.norm2(x)))
+
+    def _forward_without_gradients(self, x_BNC: Tensor, rows: int, cols: int) -> Tensor:
+        """The same with less new memory: residuals in place, and some tokens at a time."""
+        x_BNC = torch.addcmul(x_BNC, self.gamma1, self.attn(self.norm1(x_BNC)))
+        x_BNC.addcmul_(self.gamma3, self.local_mp(self.norm3(x_BNC), rows, cols))
+        for tokens in x_BNC.flatten(0, 1).split(_TOKENS_AT_ONCE):
+            tokens.addcmul_(self.gamma2, self.mlp(self.norm2(tokens)))
+        return x_BNC
 
 
 class ClassAttention(nn.Module):
@@ -89,25 +172,34 @@ class ClassAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)  # key name of the published weights, used in three parts
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)  # key name of the published weights, used in three parts
+        self.proj = Linear(dim, dim)
 
     def weights(self, x_BNC: Tensor) -> Tensor:
         """Attention of the class token (token 0) to all tokens, itself first: (B, H, 1, N)."""
-        query_BH1D = self._project(x_BNC[:, :1], part=0) * self.scale
-        key_BHND = self._project(x_BNC, part=1)
-        return _softmax(query_BH1D @ key_BHND.transpose(-2, -1))
+        with without_autocast(x_BNC):
+            x_BNC = x_BNC.to(self.qkv.weight.dtype)
+            query_weight, key_weight, _ = self.qkv.weight.chunk(3)
+            query_BC = F.linear(x_BNC[:, 0], query_weight, self.qkv.bias.chunk(3)[0]) * self.scale
+            # One query and many keys: it goes through their weight, so that not every token has to. What the keys'
+            # bias adds to the logits is the same for all tokens, and nothing after the softmax.
+            query_BHC = torch.einsum("bhd,hdc->bhc", self._of_heads(query_BC), self._of_heads(key_weight, 0))
+            return _softmax(query_BHC @ x_BNC.transpose(1, 2)).unsqueeze(2)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         """New class token, (B, 1, C)."""
-        value_BHND = self._project(x_BNC, part=2)
-        mixed_BH1D = self.weights(x_BNC).to(value_BHND.dtype) @ value_BHND
-        return self.proj(mixed_BH1D.transpose(1, 2).flatten(2))
+        weights_BHN = self.weights(x_BNC).squeeze(2)
+        with without_autocast(x_BNC):
+            value_weight = self.qkv.weight.chunk(3)[2]
+            x_BNC = x_BNC.to(value_weight.dtype)
+            # The weights sum to 1, so the mean of the values is the value of the mean token.
+            mean_BHC = weights_BHN.to(x_BNC.dtype) @ x_BNC
+            value_BHD = torch.einsum("bhc,hdc->bhd", mean_BHC, self._of_heads(value_weight, 0))
+            mixed_BC = value_BHD.flatten(1) + self.qkv.bias.chunk(3)[2]
+        return self.proj(mixed_BC).unsqueeze(1)
 
-    def _project(self, x_BNC: Tensor, part: int) -> Tensor:
-        """Queries (part 0), keys (1) or values (2) alone: (B, H, N, D)."""
-        weight, bias = self.qkv.weight.chunk(3)[part], self.qkv.bias.chunk(3)[part]
-        return F.linear(x_BNC, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def _of_heads(self, x: Tensor, dim: int = -1) -> Tensor:
+        return x.unflatten(dim, (self.num_heads, -1))
 
 
 class ClassAttentionBlock(nn.Module):
@@ -134,15 +226,16 @@ class ClassAttentionBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.gamma1, self.gamma2 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(2))
 
-    def forward(self, x_BNC: Tensor) -> Tensor:
+    def forward(self, x_BNC: Tensor, *, class_only: bool = False) -> Tensor:
+        """All tokens (B, N, C), or the class token alone (B, 1, C), for which less is to be computed."""
         normed = self.norm1(x_BNC)
-        x_BNC = x_BNC + self.gamma1 * torch.cat([self.attn(normed), normed[:, 1:]], dim=1)
-        if self.tokens_norm:
-            x_BNC = self.norm2(x_BNC)
-            class_token, patches = x_BNC[:, :1], x_BNC[:, 1:]
-        else:
-            class_token, patches = self.norm2(x_BNC[:, :1]), x_BNC[:, 1:]
-        return torch.cat([class_token + self.gamma2 * self.mlp(class_token), 2 * patches], dim=1)
+        class_token = self.norm2(x_BNC[:, :1] + self.gamma1 * self.attn(normed))
+        class_token = class_token + self.gamma2 * self.mlp(class_token)
+        if class_only:
+            return class_token
+        patches = x_BNC[:, 1:] + self.gamma1 * normed[:, 1:]
+        patches = self.norm2(patches) if self.tokens_norm else patches
+        return torch.cat([class_token, 2 * patches], dim=1)
 
     def attention_weights(self, x_BNC: Tensor) -> Tensor:
         """Weights with which this block's class token looks at all tokens, itself first: (B, H, 1, N)."""
@@ -166,3 +259,12 @@ def _softmax(logits: Tensor) -> Tensor:
 
 def _at_least_float32(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not is_traced()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()

@@ -87,7 +87,7 @@ class XCiT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes), or class tokens (B, C) without a head; the same in every mode."""
-        return self.forward_head(self.forward_features(images))
+        return self.head(self._class_token_of(self.forward_patches(images)))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens (B, 1 + N, C), the class token first, patches row by row."""
@@ -125,6 +125,14 @@ class XCiT(nn.Module):
         for block in self.cls_attn_blocks:
             tokens_BNC = self._run(block, tokens_BNC)
         return self.norm(tokens_BNC)
+
+    def _class_token_of(self, patches: Tensor) -> Tensor:
+        """The first of `features_of`'s tokens, (B, C): the last block and norm need not do the patches."""
+        tokens_BNC = self._with_class_token(patches.flatten(1, 2))
+        *earlier, last = self.cls_attn_blocks
+        for block in earlier:
+            tokens_BNC = self._run(block, tokens_BNC)
+        return self.norm(self._run(last, tokens_BNC, class_only=True)[:, 0])
 
     def class_attention(self, images: Tensor, block: int = -1) -> Tensor:
         """The class token's attention to each patch, float32 (B, heads, rows, cols).
@@ -187,9 +195,9 @@ class XCiT(nn.Module):
         class_token = self.cls_token.expand(patches_BNC.shape[0], -1, -1)
         return torch.cat([class_token, patches_BNC], dim=1)
 
-    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
+    def _run(self, block: nn.Module, *inputs: Any, **options: bool) -> Tensor:
         if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
-            return block(*inputs)
+            return block(*inputs, **options)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _frozen_statistics(block)
@@ -197,8 +205,8 @@ class XCiT(nn.Module):
         if (
             torch.compiler.is_compiling()
         ):  # the compiler takes no contexts, and recomputes without side effects
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+            return checkpoint(block, *inputs, use_reentrant=False, **options)
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts, **options)
 
 
 @contextmanager

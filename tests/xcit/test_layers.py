@@ -127,3 +127,48 @@ def test_a_dropped_path_leaves_the_residual_alone() -> None:
     x = tokens()
     assert torch.equal(block.train()(x, 2, 3), x)
     assert not torch.equal(block.eval()(x, 2, 3), x)
+
+
+def dropped_by_hand(block: XCABlock, x: Tensor) -> Tensor:
+    """The block with every branch computed for all images and multiplied by what `factors` draws."""
+    for gamma, branch in (
+        (block.gamma1, lambda each: block.attn(block.norm1(each))),
+        (block.gamma3, lambda each: block.local_mp(block.norm3(each), 2, 3)),
+        (block.gamma2, lambda each: block.mlp(block.norm2(each))),
+    ):
+        factors = torch.empty(len(x), 1, 1, dtype=x.dtype).bernoulli_(0.5) / 0.5
+        x = x + factors * gamma * branch(x)
+    return x
+
+
+def test_images_that_skip_a_branch_change_neither_results_nor_gradients() -> None:
+    block = randomised(XCABlock(dim=DIM, num_heads=HEADS, mlp_ratio=2.0, eta=1.0, drop_path_rate=0.5)).train()
+    x = torch.randn(8, 6, DIM, dtype=torch.float64, requires_grad=True)
+    direction, parts, seen = torch.randn_like(x), [x, *block.parameters()], []
+    block.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    results, gradients = [], []
+    for forward in (lambda: block(x, 2, 3), lambda: dropped_by_hand(block, x)):
+        torch.manual_seed(3)
+        results.append(forward())
+        gradients.append(torch.autograd.grad(results[-1], parts, direction))
+    assert seen[0] < seen[1] == 8
+    torch.testing.assert_close(results[0], results[1])
+    for ours, by_hand in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, by_hand)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_without_gradients_the_block_gives_the_same_and_leaves_its_input_alone(training: bool) -> None:
+    block = randomised(XCABlock(dim=DIM, num_heads=HEADS, mlp_ratio=2.0, eta=1.0)).train(training)
+    x = tokens()
+    before, expected = x.clone(), block(x, 2, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, 2, 3), expected)
+    assert torch.equal(x, before)
+
+
+def test_the_class_token_alone_is_that_of_all_tokens() -> None:
+    for tokens_norm in (True, False):
+        block = ClassAttentionBlock(dim=DIM, num_heads=HEADS, mlp_ratio=2.0, eta=1.0, tokens_norm=tokens_norm)
+        randomised(block)
+        assert torch.equal(block(tokens(), class_only=True), block(tokens())[:, :1])
