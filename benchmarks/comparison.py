@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor

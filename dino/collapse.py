@@ -34,10 +34,10 @@ def output_measures(targets_TBK: Tensor, cross_entropy: Tensor) -> dict[str, Ten
         `kl`: KL(t || s), the part of the loss that the student can remove;
         `loss_over_ln_k`: 1 is what a uniform student pays.
     """
-    targets_TBK = targets_TBK.float()
     _, pictures, prototypes = targets_TBK.shape
-    teacher_entropy = torch.special.entr(targets_TBK).sum(dim=-1).mean()
-    entropy_of_mean = torch.special.entr(targets_TBK.mean(dim=(0, 1))).sum()
+    # View by view: their logarithms at once would be as large as the targets.
+    teacher_entropy = torch.stack([_entropy(target_BK.float()).mean() for target_BK in targets_TBK]).mean()
+    entropy_of_mean = _entropy(targets_TBK.mean(dim=(0, 1), dtype=torch.float32))
     cross_entropy = cross_entropy.float()
     return {
         "teacher_entropy": teacher_entropy,
@@ -48,6 +48,11 @@ def output_measures(targets_TBK: Tensor, cross_entropy: Tensor) -> dict[str, Ten
         "kl": cross_entropy - teacher_entropy,
         "loss_over_ln_k": cross_entropy / math.log(prototypes),
     }
+
+
+def _entropy(probabilities_K: Tensor) -> Tensor:
+    """In nats, over the last dimension."""
+    return torch.special.entr(probabilities_K).sum(dim=-1)
 
 
 @torch.no_grad()

@@ -66,4 +66,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norms: Tensor, max_norm: 
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     scales = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, list(scales.unbind()))
+    if scales.device.type == "cpu":
+        # To read a scale costs nothing here, to pass over a gradient does; on a GPU it is the other way round.
+        long = [(gradient, s) for gradient, s in zip(gradients, scales.tolist(), strict=True) if s < 1.0]
+        if long:
+            torch._foreach_mul_([gradient for gradient, _ in long], [s for _, s in long])
+    else:
+        torch._foreach_mul_(gradients, list(scales.unbind()))

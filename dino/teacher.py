@@ -2,13 +2,14 @@
 
 DINO, section 3.1. Computing targets changes nothing; `Center.update` and `follow` do.
 
-T = teacher's views, B = images, K = prototypes
+T = teacher's views, B = images, b = some of them, K = prototypes
 """
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dino.loss import blocks
 from dino.runtime.distributed import mean_over_ranks, world_size
 
 _SINKHORN_ITERATIONS = 3
@@ -27,9 +28,14 @@ class Center(nn.Module):
         self.momentum = momentum
         self.register_buffer("center", torch.zeros(1, num_prototypes))
 
+    @torch.no_grad()
     def targets(self, logits_TBK: Tensor, temperature: float) -> Tensor:
         """softmax((logits - center) / temperature), float32 (T, B, K)."""
-        return ((logits_TBK.float() - self.center) / temperature).softmax(dim=-1)
+        targets_TBK = torch.empty_like(logits_TBK, dtype=torch.float32)
+        for t, some in blocks(logits_TBK):
+            scaled_bK = (logits_TBK[t, some].float() - self.center).div_(temperature)
+            torch.softmax(scaled_bK, dim=-1, out=targets_TBK[t, some])
+        return targets_TBK
 
     @torch.no_grad()
     def update(self, logits_TBK: Tensor) -> None:
@@ -53,9 +59,9 @@ def sinkhorn_knopp(logits_TBK: Tensor, temperature: float) -> Tensor:
     # of whose exponentials vanish would be left without a target.
     log_q = logits_TBK.float().flatten(0, 1) / temperature
     for _ in range(_SINKHORN_ITERATIONS):
-        log_q = log_q - _logsumexp_over_ranks(log_q)
-        log_q = log_q.log_softmax(dim=1)
-    return log_q.exp().unflatten(0, logits_TBK.shape[:2])
+        log_q.sub_(_logsumexp_over_ranks(log_q))
+        log_q.sub_(log_q.logsumexp(dim=1, keepdim=True))
+    return log_q.exp_().unflatten(0, logits_TBK.shape[:2])
 
 
 def _logsumexp_over_ranks(values: Tensor) -> Tensor:

@@ -226,7 +226,7 @@ class ClassAttentionBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.gamma1, self.gamma2 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(2))
 
-    def forward(self, x_BNC: Tensor, *, class_only: bool = False) -> Tensor:
+    def forward(self, x_BNC: Tensor, class_only: bool = False) -> Tensor:
         """All tokens (B, N, C), or the class token alone (B, 1, C), for which less is to be computed."""
         normed = self.norm1(x_BNC)
         class_token = self.norm2(x_BNC[:, :1] + self.gamma1 * self.attn(normed))

@@ -132,7 +132,7 @@ class XCiT(nn.Module):
         *earlier, last = self.cls_attn_blocks
         for block in earlier:
             tokens_BNC = self._run(block, tokens_BNC)
-        return self.norm(self._run(last, tokens_BNC, class_only=True)[:, 0])
+        return self.norm(self._run(last, tokens_BNC, True)[:, 0])
 
     def class_attention(self, images: Tensor, block: int = -1) -> Tensor:
         """The class token's attention to each patch, float32 (B, heads, rows, cols).
@@ -195,9 +195,9 @@ class XCiT(nn.Module):
         class_token = self.cls_token.expand(patches_BNC.shape[0], -1, -1)
         return torch.cat([class_token, patches_BNC], dim=1)
 
-    def _run(self, block: nn.Module, *inputs: Any, **options: bool) -> Tensor:
+    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
         if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
-            return block(*inputs, **options)
+            return block(*inputs)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _frozen_statistics(block)
@@ -205,8 +205,8 @@ class XCiT(nn.Module):
         if (
             torch.compiler.is_compiling()
         ):  # the compiler takes no contexts, and recomputes without side effects
-            return checkpoint(block, *inputs, use_reentrant=False, **options)
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts, **options)
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager

@@ -67,6 +67,31 @@ def test_clipping_acts_on_every_parameter_alone():
         torch.testing.assert_close(parameter.grad, gradient)
 
 
+def test_gradients_that_are_short_enough_stay_what_they_are_to_the_bit():
+    network = small_network()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.randn_like(parameter)
+    before = [parameter.grad.clone() for parameter in trained]
+    norms = gradient_norms(trained)
+    clip_gradients(trained, norms, norms.max().item() + 1e-3)
+    assert all(torch.equal(parameter.grad, old) for parameter, old in zip(trained, before, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_clipping_is_the_same_on_a_gpu():
+    gradients = [torch.randn(5, 3) * 10.0**power for power in range(-2, 3)]
+    clipped = []
+    for device in ("cpu", "cuda"):
+        parameters = [nn.Parameter(torch.zeros(5, 3, device=device)) for _ in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone().to(device)
+        clip_gradients(parameters, gradient_norms(parameters), 2.0)
+        clipped.append([parameter.grad.cpu() for parameter in parameters])
+    torch.testing.assert_close(*clipped)
+
+
 def test_rates_are_set_for_all_and_weight_decay_for_the_first_group_only():
     optimizer = create_optimizer("adamw", parameter_groups(small_network()))
     set_rates(optimizer, 0.25, 0.5)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from dino import loss
 from dino.teacher import Center, follow, sinkhorn_knopp
 
 
@@ -40,6 +41,23 @@ def test_targets_of_half_logits_are_float32():
     for targets in (Center(9).targets(logits, 0.04), sinkhorn_knopp(logits, 0.04)):
         assert targets.dtype == torch.float32
         torch.testing.assert_close(targets.sum(-1), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("size", [1, 12])  # one image at a time, and two with one left over
+def test_targets_do_not_depend_on_how_many_images_are_worked_on_at_once(size, monkeypatch):
+    logits, center = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)), Center(5)
+    center.update(logits + 1)
+    at_once = center.targets(logits, 0.04)
+    monkeypatch.setattr(loss, "_BLOCK_ON_CPU", size)
+    torch.testing.assert_close(center.targets(logits, 0.04), at_once)
+
+
+@pytest.mark.parametrize("make_targets", [Center(9).targets, sinkhorn_knopp])
+def test_the_logits_are_left_as_they_are_and_get_no_gradient(make_targets):
+    logits = torch.randn(2, 3, 9, requires_grad=True)
+    before = logits.detach().clone()
+    assert not make_targets(logits, 0.04).requires_grad
+    assert torch.equal(logits, before)
 
 
 def test_the_teacher_follows_in_parameters_and_not_in_statistics():
