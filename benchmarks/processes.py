@@ -113,6 +113,7 @@ def _be_timed(options: ProcessesOptions) -> None:
     """One of the processes of a turn: train, and time every step."""
     from torch.nn.parallel import DistributedDataParallel
 
+    from dino.batched_distortions import OnDevice
     from dino.plan import create_distillation, create_plan
     from dino.runtime import distributed
 
@@ -126,14 +127,16 @@ def _be_timed(options: ProcessesOptions) -> None:
         feed, order = _feed(training, device)
         rates = create_plan(training, order.count, options.batch_size).rates(0)
         times: dict[str, list[float]] = {"reduced": [], "alone": [], "waited": []}
-        waited = 0.0
+        waited, prepare = 0.0, OnDevice(device)
         for step, batch in enumerate(feed.batches(order)):
             kind = ("reduced", "alone")[step % 2]
             student = distillation._parallel_student
             without = isinstance(student, DistributedDataParallel) and kind == "alone"
             began = time.monotonic()
             with student.no_sync() if without else nullcontext():
-                distillation.step(batch.views, rates)  # ends with numbers that are read, and so synchronised
+                distillation.step(
+                    prepare(batch), rates
+                )  # ends with numbers that are read, and so synchronised
             if step >= _WARM_UP:
                 times[kind].append(time.monotonic() - began)
                 times["waited"].append(feed.waited - waited)
@@ -161,7 +164,7 @@ def _training(options: ProcessesOptions, processes: int) -> TrainOptions:
 def _feed(training: TrainOptions, device: Any) -> tuple[Any, Any]:
     from dino.feed import Feed
     from dino.loader import EpochOrder
-    from dino.plan import create_multicrop
+    from dino.plan import create_views
     from dino.runtime import distributed
     from dino.runtime.interruption import Interruption
     from dino.runtime.pictures import open_pictures
@@ -169,7 +172,7 @@ def _feed(training: TrainOptions, device: Any) -> tuple[Any, Any]:
     pictures = open_pictures(training.data_path)
     feed = Feed(
         pictures,
-        create_multicrop(training),
+        create_views(training, device),
         Interruption(),
         enough=4 * training.global_crops_size,
         max_broken=0,

@@ -3,10 +3,8 @@
 T = teacher's views, V = student's views, B = images, K = prototypes
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,9 +22,12 @@ from dino.optimizer import (
     set_rates,
 )
 from dino.runtime.distributed import autocast, mean_over_ranks, of_all_ranks, world_size
+from dino.step_result import StepResult
 from dino.teacher import Center, follow, sinkhorn_knopp
 
 GLOBAL_VIEWS = 2
+# The singular values of the features make a GPU wait, so there they are taken once in so many steps.
+_STEPS_PER_LOOK_AT_FEATURES = 25
 
 
 class Rates(NamedTuple):
@@ -37,20 +38,6 @@ class Rates(NamedTuple):
     momentum: float
     teacher_temperature: float
     hold_last_layer: bool
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did.
-
-    Attributes:
-        measures: means over the ranks and parts: `loss`, and those of `dino.collapse`, of which some depend on
-            how many pictures they are taken from.
-        finite: false when the step was skipped, on all ranks, for a loss or gradient that is not a number.
-    """
-
-    measures: dict[str, float]
-    finite: bool
 
 
 class SelfDistillation:
@@ -84,7 +71,7 @@ class SelfDistillation:
         precision: str = "fp32",
         accumulate: int = 1,
     ) -> None:
-        shared = {t.data_ptr() for t in student.parameters()} & {t.data_ptr() for t in teacher.parameters()}
+        shared = set(student.parameters()) & set(teacher.parameters())
         assert not shared, "student and teacher share weights: the teacher would not lag behind"
         self.student = student
         self.teacher = teacher.requires_grad_(False)
@@ -99,15 +86,23 @@ class SelfDistillation:
         self.accumulate = accumulate
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self._trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        self._statistics = [buffer for network in (student, teacher) for buffer in network.buffers()]
+        self._statistics = [*student.buffers(), *teacher.buffers(), self.center.center]
+        # SGD and LARS, and AdamW on Apple's GPUs, cannot be told by a tensor to leave all as it was.
+        self._optimizer_can_skip = isinstance(self.optimizer, torch.optim.AdamW) and self.device.type != "mps"
+        self._features_seen: dict[str, Tensor] = {}
+        self._steps_until_look = 0
         self._last_layer = [
             p for name, p in student.named_parameters() if "last_layer" in name and p.requires_grad
         ]
         self._parallel_student = _in_parallel(student)
 
     def step(self, views: Sequence[Tensor], rates: Rates) -> StepResult:
-        """Algorithm 1 for one batch of views (B, 3, H, W), the two global ones first, on any device."""
-        statistics = [buffer.clone() for buffer in self._statistics]
+        """Algorithm 1 for one batch of views (B, 3, H, W), the two global ones first, on any device.
+
+        A step whose loss or gradients are not finite changes nothing. With AdamW on CUDA the host does not wait for
+        the device: not to skip the step either.
+        """
+        before = _Copies(self._statistics)
         set_rates(self.optimizer, rates.lr, rates.weight_decay)
         self._hold_last_layer(rates.hold_last_layer)
         self.optimizer.zero_grad(set_to_none=True)
@@ -120,16 +115,13 @@ class SelfDistillation:
                 cross_entropy = dino_loss(learned.logits_VBK, targets_TBK, self.student_temperature)
                 loss = cross_entropy + self._koleo(learned)
                 self.scaler.scale(loss / self.accumulate).backward()
-            seen.append(_Seen.of(loss, cross_entropy, targets_TBK, taught))
+            seen.append(_Seen.of(loss, output_measures(targets_TBK, cross_entropy.detach()), taught))
 
         measures = self._measures(seen)
         finite = self._update_student(measures["loss"])
-        if finite:
-            follow(self.teacher, self.student, rates.momentum)
-            self.center.update(torch.stack([part.logits_K for part in seen])[None])
-        else:
-            for buffer, before in zip(self._statistics, statistics, strict=True):
-                buffer.copy_(before)
+        follow_if(finite, self.teacher, self.student, momentum=rates.momentum)
+        self.center.update(torch.stack([part.logits_K for part in seen])[None])
+        before.restore_unless(finite)
         return StepResult(measures, finite)
 
     def targets(self, logits_TBK: Tensor, temperature: float) -> Tensor:
@@ -170,14 +162,28 @@ class SelfDistillation:
         # little, so it counts for each of them.
         return value.detach() + world_size() * (value - value.detach())
 
-    def _measures(self, seen: Sequence["_Seen"]) -> dict[str, float]:
+    def _measures(self, seen: Sequence["_Seen"]) -> dict[str, Tensor]:
         measured = {
             "loss": torch.stack([part.loss for part in seen]).mean(),
             **_mean_of([part.measures for part in seen]),
+            **self._measures_of_features(part.features_BC for part in seen),
         }
-        # One small reduction and one synchronisation for all of them.
+        # One small reduction for all of them.
         together = torch.stack([value.to(self.device) for value in measured.values()])
-        return dict(zip(measured, mean_over_ranks(together).tolist(), strict=True))
+        return dict(zip(measured, mean_over_ranks(together).unbind(), strict=True))
+
+    def _measures_of_features(self, features: Iterable[Tensor]) -> dict[str, Tensor]:
+        """On CUDA those of one of the last steps that was finite."""
+        if self._steps_until_look == 0:
+            fresh = _mean_of([feature_measures(features_BC) for features_BC in features])
+            seen = self._features_seen if self.device.type == "cuda" else {}
+            self._features_seen = {
+                name: torch.where(value.isfinite(), value, seen.get(name, value))
+                for name, value in fresh.items()
+            }
+            self._steps_until_look = _STEPS_PER_LOOK_AT_FEATURES if self.device.type == "cuda" else 1
+        self._steps_until_look -= 1
+        return self._features_seen
 
     def _hold_last_layer(self, hold: bool) -> None:
         """Without a gradient it is neither computed nor reduced, and the optimizer passes the prototypes over."""
@@ -193,21 +199,23 @@ class SelfDistillation:
             return self._parallel_student.no_sync()
         return nullcontext()
 
-    def _update_student(self, mean_loss: float) -> bool:
+    def _update_student(self, mean_loss: Tensor) -> Tensor:
         """Optimizer step; false, and nothing changed, when loss or gradients are not finite.
 
         Gradients are averaged over the ranks, and so is `mean_loss`: every rank comes to the same answer.
         """
         self.scaler.unscale_(self.optimizer)
         norms = gradient_norms(self._trained)
-        if not math.isfinite(mean_loss) or not norms.isfinite().all():
-            self.scaler.update()  # in fp16 gradients overflow now and then: the next step has a lower scale
-            return False
+        finite = mean_loss.isfinite() & norms.isfinite().all()
         if self.clip_grad:
             clip_gradients(self._trained, norms, self.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return True
+        if self._optimizer_can_skip:
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as GradScaler tells it
+            self.optimizer.step()
+        elif finite:
+            self.optimizer.step()
+        self.scaler.update()  # in fp16 gradients overflow now and then: the next step has a lower scale
+        return finite
 
 
 class _Seen(NamedTuple):
@@ -215,15 +223,59 @@ class _Seen(NamedTuple):
 
     loss: Tensor
     measures: dict[str, Tensor]
+    features_BC: Tensor
     logits_K: Tensor
 
     @classmethod
-    def of(cls, loss: Tensor, cross_entropy: Tensor, targets_TBK: Tensor, taught: Output) -> "_Seen":
+    def of(cls, loss: Tensor, measures: dict[str, Tensor], taught: Output) -> "_Seen":
         return cls(
             loss.detach().float(),
-            output_measures(targets_TBK, cross_entropy.detach()) | feature_measures(taught.features_VBC[0]),
+            measures,
+            taught.features_VBC[0],
             taught.logits_VBK.float().mean(dim=(0, 1)),
         )
+
+
+class _Copies:
+    """The values of tensors before a step, to be taken back.
+
+    In one piece for each dtype: there are many and small ones, and a GPU is started for each.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._of_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            self._of_dtype.setdefault(tensor.dtype, []).append(tensor)
+        self._values = {dtype: _in_one(same) for dtype, same in self._of_dtype.items()}
+
+    def restore_unless(self, kept: Tensor) -> None:
+        """Where the bool scalar is false; not multiplied by it, which nan would survive."""
+        for dtype, tensors in self._of_dtype.items():
+            values = torch.where(kept, _in_one(tensors), self._values[dtype])
+            parts = values.split([tensor.numel() for tensor in tensors])
+            shaped = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+            torch._foreach_copy_(tensors, shaped)
+
+
+def _in_one(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def follow_if(finite: Tensor, teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
+    """`teacher.follow` where the bool scalar is true, else nothing; on a GPU without asking which of them."""
+    if not finite.is_cpu:
+        follow_by(finite * (1.0 - momentum), teacher, student)
+    elif finite:
+        follow(teacher, student, momentum)
+
+
+@torch.no_grad()
+def follow_by(weight: Tensor, teacher: nn.Module, student: nn.Module) -> None:
+    """teacher <- teacher + weight * (student - teacher), for parameters only, with a scalar on their device."""
+    followers: list[Tensor] = list(teacher.parameters())
+    steps = torch._foreach_sub([parameter.detach() for parameter in student.parameters()], followers)
+    torch._foreach_mul_(steps, weight)
+    torch._foreach_add_(followers, steps)
 
 
 def _mean_of(measures: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

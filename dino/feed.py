@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dino.loader import Batch, BrokenPictures, EpochOrder, create_loader, steady_batches
+from dino.multicrop import Views
 from dino.runtime import distributed
 from dino.runtime.interruption import Interruption
 from dino.runtime.options import Interrupted, UserError
@@ -40,7 +40,7 @@ class Feed:
     def __init__(
         self,
         pictures: Pictures,
-        transform: Callable[[Image.Image], list[Tensor]],
+        transform: Callable[[Image.Image], Views],
         interruption: Interruption,
         *,
         enough: int,

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from PIL import Image
 
 from dino import schedules
 from dino.distillation import Rates, SelfDistillation, teacher_of
 from dino.head import DinoHead
 from dino.monitor import Monitor, open_parts
-from dino.multicrop import MultiCrop
+from dino.multicrop import MultiCrop, Views
 from dino.network import MultiCropNetwork
 from dino.runtime import distributed
 from dino.runtime.backbones import check_side, create_backbone, feature_width
 from dino.runtime.batch_norm import synchronised
+from dino.runtime.compiler import pick_compile
 from dino.runtime.interruption import Interruption
-from dino.runtime.options import UserError
+from dino.runtime.options import AUTO, UserError
 from dino.runtime.pictures import Pictures
 from dino.train_options import TrainOptions
 
@@ -168,6 +170,13 @@ def create_multicrop(options: TrainOptions) -> MultiCrop:
     )
 
 
+def create_views(options: TrainOptions, device: torch.device) -> Callable[[Image.Image], Views]:
+    """What the workers make of a picture; `OnDevice` does the rest, whatever it is."""
+    crop = create_multicrop(options)
+    on_device = options.augment_on == "device" or (options.augment_on == AUTO and device.type == "cuda")
+    return crop.cropped if on_device else crop.distorted
+
+
 def create_monitor(
     options: TrainOptions,
     pictures: Pictures,
@@ -211,6 +220,9 @@ def create_distillation(options: TrainOptions, device: torch.device, precision: 
             cast(Any, student.backbone).set_grad_checkpointing()
         except (AttributeError, AssertionError):  # timm asserts
             raise UserError(f"--grad_checkpointing true: {options.arch} cannot do that") from None
+    if _compiles(options, device):
+        student.compile()
+        teacher.compile()
     return SelfDistillation(
         student.to(device),
         teacher.to(device),
@@ -222,6 +234,17 @@ def create_distillation(options: TrainOptions, device: torch.device, precision: 
         precision=precision,
         accumulate=options.accumulate,
     )
+
+
+def _compiles(options: TrainOptions, device: torch.device) -> bool:
+    """Not where activations are recomputed: of compiled batch norm torch refuses that, once the views of another size
+    have changed its statistics.
+    """
+    if not options.grad_checkpointing:
+        return pick_compile(options.compile, device)
+    if options.compile == "true":
+        raise UserError("--compile true does not go with --grad_checkpointing true: leave out one of them")
+    return False
 
 
 def _create_network(options: TrainOptions, drop_path_rate: float) -> MultiCropNetwork:

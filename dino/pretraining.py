@@ -14,23 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dino.attention.run_page import write_run_page
+from dino.batched_distortions import OnDevice
 from dino.collapse import CollapseWatch
 from dino.curves import draw_curves
-from dino.distillation import Rates, StepResult
 from dino.feed import Feed
-from dino.loader import Batch, EpochOrder, mixed_seed
+from dino.loader import EpochOrder, mixed_seed
 from dino.memory import explaining_shortage, peak_memory
 from dino.nonfinite import source_of_nonfinite
 from dino.plan import (
     check_options,
     create_distillation,
     create_monitor,
-    create_multicrop,
     create_plan,
+    create_views,
     share_of_step,
 )
+from dino.prefetch import Prefetch
 from dino.resume import check_agreement, new_pictures, resume_or_start
 from dino.runtime import checkpoint, distributed
 from dino.runtime.claim import claimed
@@ -39,6 +41,7 @@ from dino.runtime.interruption import Interruption
 from dino.runtime.options import Interrupted, RunStopped, UserError
 from dino.runtime.pictures import open_pictures
 from dino.runtime.run_log import EpochMeans, RunLog
+from dino.step_result import StepResult, UnreadResults
 from dino.summary import closing_lines, opening_lines
 from dino.train_options import TrainOptions
 
@@ -47,6 +50,8 @@ _NONFINITE_STEPS_ALLOWED = 10
 _ENOUGH_FOR_CROPS = 4
 # Steps in a row that must look collapsed before it is called so.
 _COLLAPSE_PATIENCE = 50
+# A GPU gets the next step while it computes; what a step did is read after so many more.
+_STEPS_AHEAD = 1
 
 
 def pretrain(options: TrainOptions) -> None:
@@ -113,6 +118,7 @@ class Pretraining:
         self.progress = dataclasses.replace(found, pictures=len(self.pictures))
         self.notes = [*notes, *new_pictures(found, len(self.pictures))]
         self.totals = EpochMeans(self.progress.totals)
+        self.unread = UnreadResults(lag=_STEPS_AHEAD if device.type == "cuda" else 0)
         self.first_step = self._steps_done()
         unsettled = max(self.plan.held_steps, options.warmup_epochs * self.plan.steps_per_epoch)
         self.watch = CollapseWatch(
@@ -138,7 +144,10 @@ class Pretraining:
             active=distributed.is_main(),
         )
         try:
-            for line in [*opening, *self.notes, *distributed.restart_note()]:
+            compiling = (
+                ["compiling: the first steps take minutes"] if self.distillation.student.is_compiled else []
+            )
+            for line in [*opening, *compiling, *self.notes, *distributed.restart_note()]:
                 self.log.say(line)
             self._look_before()
             if self.progress.epoch < self.options.epochs and not self._epoch_has_a_step():
@@ -162,30 +171,33 @@ class Pretraining:
         self.log.start()
         began = time.monotonic()
         feed = self._create_feed()
-        batches = feed.batches(self._order())
-        while batch := self._next(batches):
+        upcoming = iter(Prefetch(feed.batches(self._order()), self.device, OnDevice(self.device)))
+        while views := self._next(upcoming):
             step = self._steps_done()
-            rates = self.plan.rates(step)
             # The state of the generator is a function of the step: nothing of it needs to be saved.
             torch.manual_seed(mixed_seed(self.options.seed, step, distributed.rank()))
             with explaining_shortage(self.at_once, self.options.accumulate):
-                result = self.distillation.step(batch.views, rates)
-            self._take_note(step, result)
+                self.unread.add(step, self.distillation.step(views, self.plan.rates(step)))
+            self.progress = dataclasses.replace(
+                self.progress, samples=self.progress.samples + self.global_batch
+            )
             if step == self.first_step:
                 self.log.say(f"memory:    {peak_memory(self.device)} at its peak in the first step")
-            if self.nonfinite_in_a_row >= _NONFINITE_STEPS_ALLOWED:
-                self._stop_nonfinite(step, rates, batch.views)
-            if not self._epoch_has_a_step():
+            is_last = not self._epoch_has_a_step()
+            for earlier, result in self.unread.due(all_of_them=is_last):
+                self._take_note(earlier, result, views)
+            if is_last:
                 for line in feed.long_waits(time.monotonic() - began):
                     self.log.say(line)
                 self._end_epoch()
             elif self._is_due():
                 self._save()
 
-    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+    def _next(self, upcoming: Iterator[list[Tensor]]) -> list[Tensor] | None:
         """What stops all processes before a step finds the steps before it saved."""
         try:
-            return next(batches, None)
+            with explaining_shortage(self.at_once, self.options.accumulate):
+                return next(upcoming, None)
         except UserError:
             if self._steps_done() > self.first_step:
                 self._save()
@@ -194,7 +206,7 @@ class Pretraining:
     def _create_feed(self) -> Feed:
         return Feed(
             self.pictures,
-            create_multicrop(self.options),
+            create_views(self.options, self.device),
             self.interruption,
             enough=_ENOUGH_FOR_CROPS * self.options.global_crops_size,
             max_broken=self.options.max_broken,
@@ -216,20 +228,22 @@ class Pretraining:
             parts=self.options.accumulate,
         )
 
-    def _take_note(self, step: int, result: StepResult) -> None:
+    def _take_note(self, step: int, result: StepResult, views: list[Tensor]) -> None:
+        """Of what a step did.
+
+        Args:
+            views: of the latest step, for where numbers that are not finite come from.
+        """
         self.log.step(self.progress.epoch, result.measures["loss"])
+        _count(self.totals, result)
         if result.finite:
             self.nonfinite_in_a_row = 0
-            self.totals.add(result.measures)
-        else:
-            self.totals.skip()
-            if not self._is_finding_a_scale(result):
-                self.nonfinite_in_a_row += 1
-                self.log.say(f"step {step}: loss or gradients are not finite; the step is skipped")
-        samples = self.progress.samples + self.global_batch
-        self.progress = dataclasses.replace(self.progress, samples=samples, totals=self.totals.sums)
-        if result.finite:
             self._watch_for_collapse(result.measures)
+        elif not self._is_finding_a_scale(result):
+            self.nonfinite_in_a_row += 1
+            self.log.say(f"step {step}: loss or gradients are not finite; the step is skipped")
+        if self.nonfinite_in_a_row >= _NONFINITE_STEPS_ALLOWED:
+            self._stop_nonfinite(step, views)
 
     def _is_finding_a_scale(self, result: StepResult) -> bool:
         """In fp16 gradients overflow until the loss is scaled low enough, which is no failure."""
@@ -318,8 +332,9 @@ class Pretraining:
             self._save()
             raise RunStopped(f"stopped by --on_collapse stop: {verdict}")
 
-    def _stop_nonfinite(self, step: int, rates: Rates, views: list[torch.Tensor]) -> None:
+    def _stop_nonfinite(self, step: int, views: list[Tensor]) -> None:
         self._save()
+        rates = self.plan.rates(step)
         parts = zip(*(view.tensor_split(self.options.accumulate) for view in views), strict=True)
         with distributed.autocast(self.device, self.precision):
             where = source_of_nonfinite(self.distillation.student, parts)
@@ -338,12 +353,17 @@ class Pretraining:
         self.saved_at = time.monotonic()
         if not distributed.is_main():
             return
+        totals = EpochMeans(self.totals.sums)
+        for result in self.unread:  # they are done, and in the weights
+            _count(totals, result)
         content = checkpoint.pack(
             self.distillation.student,
             self.distillation.teacher,
             self.distillation.optimizer,
             self.distillation.center.center,
-            progress=self.progress,
+            progress=dataclasses.replace(
+                self.progress, totals=totals.sums if self.progress.samples else None
+            ),
             args=dataclasses.asdict(self.options),
             scaler=self.distillation.scaler,
         )
@@ -359,3 +379,10 @@ class Pretraining:
 
     def _epoch_has_a_step(self) -> bool:
         return self.progress.samples + self.global_batch <= len(self.pictures)
+
+
+def _count(totals: EpochMeans, result: StepResult) -> None:
+    if result.finite:
+        totals.add(result.measures)
+    else:
+        totals.skip()

@@ -15,7 +15,17 @@ from dino.train_options import TrainOptions
 # With another value of these the checkpoint is of no use.
 _MUST_STAY = {"arch", "optimizer"}
 # These may differ on another machine without it being another run.
-_OF_THE_MACHINE = {"data_path", "output_dir", "num_workers", "dist_url", "local_rank", "device", "preset"}
+_OF_THE_MACHINE = {
+    "data_path",
+    "output_dir",
+    "num_workers",
+    "dist_url",
+    "local_rank",
+    "device",
+    "preset",
+    "compile",
+    "augment_on",
+}
 
 
 def resume_or_start(

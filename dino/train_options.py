@@ -63,6 +63,12 @@ class TrainOptions:
     )
     grayscale: float = option(0.2, "Probability of losing all colour.")
     blur: float = option(1.0, "Factor on the probabilities of blur; 1 = the paper's, 0 = off.")
+    augment_on: str = option(
+        "auto",
+        "Where the colours of the views are distorted: by the workers that load the pictures, or in batches on the "
+        "device that trains; auto = there if it is a CUDA device.",
+        choices=("auto", "workers", "device"),
+    )
     head_hidden_dim: int = option(2048, "Width of the head's hidden layers.")
     bottleneck_dim: int = option(256, "Width of the head's bottleneck.")
     centering: str = option(
@@ -83,6 +89,12 @@ class TrainOptions:
     )
     grad_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, slower."
+    )
+    compile: str = option(
+        "auto",
+        "Compile the networks: faster steps after minutes of compiling, other rounding and random numbers; "
+        "auto = on CUDA where torch's compiler works.",
+        choices=("auto", "true", "false"),
     )
     init_from: str = option("", "Start from these weights: a zoo name, a file or a URL; empty = random.")
     init_key: str = option("teacher", "Which network of a full DINO checkpoint --init_from takes.")

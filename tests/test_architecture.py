@@ -20,8 +20,29 @@ FLOORS = [
     [
         "dino." + name
         for name in (
-            *("multicrop", "network", "head", "loss", "teacher", "schedules", "optimizer", "collapse"),
-            *("distillation", "nonfinite", "loader", "feed", "memory", "presets", "train_options"),
+            *(
+                "multicrop",
+                "distortions",
+                "batched_distortions",
+                "network",
+                "head",
+                "loss",
+                "teacher",
+                "schedules",
+                "optimizer",
+                "collapse",
+            ),
+            *(
+                "step_result",
+                "distillation",
+                "nonfinite",
+                "loader",
+                "feed",
+                "prefetch",
+                "memory",
+                "presets",
+                "train_options",
+            ),
         )
     ],
     ["dino.evaluation", "dino.attention", "dino.curves"],

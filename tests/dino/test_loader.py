@@ -3,12 +3,15 @@ import os
 import signal
 from collections import Counter
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from dino.loader import (
+    Batch,
     BrokenPictures,
     EpochOrder,
     ViewsOfPictures,
@@ -17,6 +20,7 @@ from dino.loader import (
     mixed_seed,
     steady_batches,
 )
+from dino.multicrop import Views
 from dino.runtime.images import BrokenImageError
 from dino.runtime.options import RankFailed, UserError
 from dino.runtime.pictures import Pictures
@@ -47,7 +51,12 @@ class Colours(Pictures):
 def noisy(picture):
     """Two views: the picture itself, and it with noise."""
     pixels = to_tensor(picture) * 255
-    return [pixels, pixels + torch.rand(3, 2, 2)]
+    return Views([pixels, pixels + torch.rand(3, 2, 2)])
+
+
+def drawn(picture):
+    """A view with its channels together in memory, and what is to be done to it."""
+    return Views([torch.rand(2, 2, 3).permute(2, 0, 1)], torch.rand(1, 8))
 
 
 def epoch_order(count=10, *, batch=2, epochs=3, **place):
@@ -147,6 +156,47 @@ def test_workers_change_nothing():
         assert ours.broken == theirs.broken
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_is_to_be_done_to_the_views_comes_with_them(num_workers):
+    order = epoch_order(4, epochs=1)
+    loader = create_loader(Colours(4), drawn, order, num_workers=num_workers, pin_memory=False)
+    dataset = ViewsOfPictures(Colours(4), drawn, seed=0)
+    for batch, keys in zip(loader, order, strict=True):
+        samples = [dataset[key] for key in keys]
+        assert torch.equal(batch.views[0], torch.stack([sample.views[0] for sample in samples]))
+        assert batch.views[0].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch.distortions, torch.stack([sample.distortions for sample in samples]))
+    assert batches(order)[0].distortions is None
+    assert _stack([*samples, Batch([], [("a", "x")])]) == Batch([], [("a", "x")])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_parts_of_a_step_come_together_with_what_is_to_be_done_to_them():
+    def open_loader(order):
+        return create_loader(Colours(8), drawn, order, num_workers=0, pin_memory=False)
+
+    parts = list(open_loader(epoch_order(8, batch=4, epochs=1, parts=2)))
+    steps = list(steady_batches(open_loader, epoch_order(8, batch=4, epochs=1, parts=2), say=print))
+    assert len(steps) == 2 and len(parts) == 4
+    for step, two in zip(steps, (parts[:2], parts[2:]), strict=True):
+        assert torch.equal(step.views[0], torch.cat([part.views[0] for part in two]))
+        assert torch.equal(step.distortions, torch.cat([part.distortions for part in two]))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_worker_computes_with_one_thread():
+    def threads(picture):
+        cv2.blur(
+            np.zeros((500, 500), np.uint8), (9, 9)
+        )  # would wait for ever for threads that were not forked with it
+        return Views([torch.tensor([cv2.getNumThreads(), torch.get_num_threads()])])
+
+    cv2.blur(np.zeros((2000, 2000), np.uint8), (9, 9))  # starts those of this process
+    loader = create_loader(Colours(2), threads, epoch_order(2, epochs=1), num_workers=1, pin_memory=False)
+    assert next(iter(loader)).views[0].tolist() == [[1, 1]] * 2
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_the_training_processs_random_numbers_are_left_alone(num_workers):
     torch.manual_seed(5)
@@ -158,11 +208,10 @@ def test_the_training_processs_random_numbers_are_left_alone(num_workers):
 
 def test_a_broken_picture_is_named_and_the_next_readable_one_stands_in():
     dataset = ViewsOfPictures(Colours(5, broken={3, 4}), noisy, seed=0)
-    views, broken = dataset[0, 3]
+    views, broken, _ = dataset[0, 3]
     assert broken == [("3.png", "empty file"), ("4.png", "empty file")]
     assert views[0].unique() == 0
-    own_place, _ = dataset[0, 0]
-    assert not torch.equal(views[1], own_place[1])  # the same picture, but not the same view twice
+    assert not torch.equal(views[1], dataset[0, 0].views[1])  # the same picture, but not the same view twice
 
 
 def test_a_batch_keeps_its_size_when_pictures_are_broken():

@@ -3,14 +3,22 @@ import re
 
 import pytest
 import torch
-from timm.layers import DropPath
+from PIL import Image
 
 from dino.multicrop import View
-from dino.plan import check_options, create_distillation, create_multicrop, create_plan, share_of_step
+from dino.plan import (
+    check_options,
+    create_distillation,
+    create_multicrop,
+    create_plan,
+    create_views,
+    share_of_step,
+)
 from dino.presets import PRESETS
 from dino.runtime import distributed
 from dino.runtime.options import UserError
 from dino.train_options import TrainOptions, preset_defaults
+from xcit.layers import DropPath
 
 TINY = TrainOptions(
     arch="xcit_pico_3_p8",
@@ -150,6 +158,23 @@ def test_the_views_are_what_the_options_ask_for():
     ]
     papers = [(view.size, view.scale, view.blur) for view in create_multicrop(TrainOptions()).views]
     assert papers == [(224, (0.4, 1.0), 1.0), (224, (0.4, 1.0), 0.1), *[(96, (0.05, 0.4), 0.5)] * 8]
+
+
+@pytest.mark.parametrize(
+    ("augment_on", "device", "left"),
+    [
+        ("auto", "cpu", False),
+        ("auto", "mps", False),
+        ("auto", "cuda:1", True),
+        ("workers", "cuda", False),
+        ("device", "cpu", True),
+    ],
+)
+def test_distortions_are_left_to_the_device_where_the_options_say_so(augment_on, device, left):
+    options = dataclasses.replace(TrainOptions(), augment_on=augment_on, local_crops_number=1)
+    views, distortions = create_views(options, torch.device(device))(Image.new("RGB", (50, 40)))
+    assert [tuple(view.shape) for view in views] == [(3, 224, 224), (3, 224, 224), (3, 96, 96)]
+    assert (distortions is not None) == left
 
 
 def test_the_method_is_what_the_options_ask_for():
