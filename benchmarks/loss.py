@@ -3,9 +3,11 @@
 python benchmarks/loss.py --output benchmarks/results/loss.json
 
 From the logits of student and teacher to the gradient of the student's, with centering and sharpening and the move of
-the center. Memory is that of fresh processes, of which each does one of the two once.
+the center; against a textbook's double loop over views, and lightly's DINOLoss where that is installed. Memory is that
+of fresh processes, of which each does one of them once.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -49,26 +51,31 @@ def measure(options: LossOptions) -> None:
 
 
 def comparisons(options: LossOptions) -> Iterator[Comparison]:
+    """Memory, then time, against the textbook; and against lightly, where it is installed."""
     shape = (options.views, options.images, options.prototypes)
     size = f"{options.images} x {options.views} x {options.prototypes}"
-    peaks = {way: [isolated(_peak_of, way, shape, options.device) for _ in range(3)] for way in _WAYS}
-    yield Comparison(
-        f"loss and gradient, peak beyond inputs, {size}",
-        "MB",
-        theirs=peaks["textbook"],
-        ours=peaks["ours"],
-        peer="double loop over views",
-        target=4.0,
-        note=f"{options.device}; of that the gradient: {shape[0] * shape[1] * shape[2] * 4 / 1e6:.0f} MB",
-    )
-    theirs, ours = (way(shape, options.device) for way in _WAYS.values())
-    yield Comparison(
-        f"loss and gradient, time, {size}",
-        "ms",
-        *in_turns(theirs, ours, turns=options.turns, device=options.device),
-        peer="double loop over views",
-        note=options.device,
-    )
+    peaks = {way: [isolated(_peak_of, way, shape, options.device) for _ in range(3)] for way in _ways()}
+    for way, peer in _ways().items():
+        if way == "ours":
+            continue
+        yield Comparison(
+            f"loss and gradient, peak beyond inputs, {size}, {way}",
+            "MB",
+            theirs=peaks[way],
+            ours=peaks["ours"],
+            peer=way,
+            target=4.0 if way == "textbook" else None,
+            note=f"{options.device}; of that the gradient: {shape[0] * shape[1] * shape[2] * 4 / 1e6:.0f} MB",
+        )
+        times = in_turns(
+            peer(shape, options.device),
+            our_way(shape, options.device),
+            turns=options.turns,
+            device=options.device,
+        )
+        yield Comparison(
+            f"loss and gradient, time, {size}, {way}", "ms", *times, peer=way, note=options.device
+        )
 
 
 def _logits(shape: tuple[int, int, int], device: str) -> tuple[Tensor, Tensor]:
@@ -105,14 +112,30 @@ def our_way(shape: tuple[int, int, int], device: str) -> Callable[[], Tensor]:
     return run
 
 
-_WAYS = {"textbook": textbook_way, "ours": our_way}
+def lightly_way(shape: tuple[int, int, int], device: str) -> Callable[[], Tensor]:
+    from lightly.loss import DINOLoss
+
+    student, teacher = _logits(shape, device)
+    loss = DINOLoss(shape[-1], student_temp=_STUDENT_TEMPERATURE).to(device)
+
+    def run() -> Tensor:
+        student.grad = None
+        loss(list(teacher), list(student), teacher_temp=_TEACHER_TEMPERATURE).backward()
+        return student.grad
+
+    return run
+
+
+def _ways() -> dict[str, Callable[[tuple[int, int, int], str], Callable[[], Tensor]]]:
+    lightly = {"lightly": lightly_way} if importlib.util.find_spec("lightly") else {}
+    return {"textbook": textbook_way, "ours": our_way, **lightly}
 
 
 def _peak_of(way: str, shape: tuple[int, int, int], device: str) -> float:
     """Megabytes beyond the inputs, in the process that this is called in."""
     # What torch loads at its first backward pass is not the loss's.
-    _WAYS[way]((2, 1, 65536), device)()
-    run = _WAYS[way](shape, device)
+    _ways()[way]((2, 1, 65536), device)()
+    run = _ways()[way](shape, device)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
