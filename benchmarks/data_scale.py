@@ -278,7 +278,7 @@ def _epochs(root: Path, options: ScaleOptions) -> dict[str, Any]:
     per_epoch = options.pictures // batch_size
     order = EpochOrder(options.pictures, global_batch=batch_size, epochs=options.epochs, seed=0)
     pictures = open_pictures(str(root))
-    loader = create_loader(pictures, _as_tensor, order, num_workers=options.workers, pin_memory=False)
+    loader = create_loader(pictures, _as_view, order, num_workers=options.workers, pin_memory=False)
     stages = {*_STAGES, options.epochs}
     after = {}
     for step, batch in enumerate(loader, 1):
@@ -289,10 +289,12 @@ def _epochs(root: Path, options: ScaleOptions) -> dict[str, Any]:
     return {"pictures": options.pictures, "epochs": options.epochs, "after_epoch": after}
 
 
-def _as_tensor(picture: Image.Image) -> list[Any]:
+def _as_view(picture: Image.Image) -> Any:
     import torch
 
-    return [torch.from_numpy(np.array(picture))]
+    from dino.multicrop import Views
+
+    return Views([torch.from_numpy(np.array(picture))])
 
 
 def _show(report: dict[str, Any]) -> None:

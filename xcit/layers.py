@@ -59,19 +59,19 @@ class DropPath(nn.Module):
         keep = 1 - self.drop_prob
         return x_BNC.new_empty(len(x_BNC), 1, 1).bernoulli_(keep).div_(keep)
 
-    def residual(self, x_BNC: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """x + branch(x), for a branch in which every image is by itself.
+    def residual(self, x_BNC: Tensor, scale: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """x + scale * branch(x), for a branch in which every image is by itself.
 
         On a CPU what would be multiplied by 0 is not computed. Elsewhere finding out which images these are
         would take longer, and compiled code wants tensors of one shape.
         """
         if not self.active:
-            return x_BNC + branch(x_BNC)
+            return torch.addcmul(x_BNC, scale, branch(x_BNC))
         factors = self.factors(x_BNC)
         kept = factors.flatten().nonzero().flatten() if _on_cpu(x_BNC) else None
         if kept is None or not len(kept):  # with none kept, parameters still get a gradient, of 0
-            return x_BNC + factors * branch(x_BNC)
-        computed = factors[kept] * branch(x_BNC.index_select(0, kept))
+            return torch.addcmul(x_BNC, factors * scale, branch(x_BNC))
+        computed = factors[kept] * scale * branch(x_BNC.index_select(0, kept))
         return x_BNC.to(computed.dtype).index_add(0, kept, computed)
 
 
@@ -150,11 +150,11 @@ class XCABlock(nn.Module):
     def forward(self, x_BNC: Tensor, rows: int, cols: int) -> Tensor:
         if not (torch.is_grad_enabled() or self.drop_path.active or is_traced()):
             return self._forward_without_gradients(x_BNC, rows, cols)
-        x_BNC = self.drop_path.residual(x_BNC, lambda x: self.gamma1 * self.attn(self.norm1(x)))
+        x_BNC = self.drop_path.residual(x_BNC, self.gamma1, lambda x: self.attn(self.norm1(x)))
         # Batch norm sees all images, also those that then skip the branch.
-        local = self.gamma3 * self.local_mp(self.norm3(x_BNC), rows, cols)
-        x_BNC = x_BNC + (self.drop_path.factors(x_BNC) * local if self.drop_path.active else local)
-        return self.drop_path.residual(x_BNC, lambda x: self.gamma2 * self.mlp(self.norm2(x)))
+        scale = self.drop_path.factors(x_BNC) * self.gamma3 if self.drop_path.active else self.gamma3
+        x_BNC = torch.addcmul(x_BNC, scale, self.local_mp(self.norm3(x_BNC), rows, cols))
+        return self.drop_path.residual(x_BNC, self.gamma2, lambda x: self.mlp(self.norm2(x)))
 
     def _forward_without_gradients(self, x_BNC: Tensor, rows: int, cols: int) -> Tensor:
         """The same with less new memory: residuals in place, and some tokens at a time."""
