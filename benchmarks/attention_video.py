@@ -8,12 +8,8 @@ they differ in nothing but their length.
 """
 
 import json
-import multiprocessing
-import resource
-import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.comparison import Comparison, ComparisonOptions, isolated, peak_megabytes
 from dino.attention.film import FilmReport
 from dino.attention.visualize_options import LAYOUTS, VisualizeOptions
 from dino.evaluation.results import provenance
@@ -32,11 +29,12 @@ _RATE = Fraction(25)
 _SMALL = (96, 128)
 _LARGE = (720, 1280)
 _MADE_UP_SECONDS = 2
-_GB = 1e9
+# The largest part of a frame's time that everything but the network may take, as a ratio.
+_TARGET = 5.0
 
 
 @dataclass(frozen=True)
-class FilmingOptions:
+class FilmingOptions(ComparisonOptions):
     video: str = option("", "A video to time; empty = two seconds of a made-up one of 1280 x 720.")
     arch: str = option("xcit_small_12_p16", "Backbone that is timed, with random weights.")
     layouts: tuple[str, ...] = option(("overlay", "grid"), f"To time, of {', '.join(LAYOUTS)}.")
@@ -44,10 +42,12 @@ class FilmingOptions:
     device: str = option("auto", "Where the network runs.")
     end: float = option(0.0, "Seconds of the video; 0 = all.")
     lengths: tuple[int, ...] = option((60, 600), "Seconds of the clips for the memory; none = no such clips.")
-    output: str = option("", "Write the numbers to this JSON file too; empty = no file.")
+    turns: int = option(1, "Films of each layout; the last one's numbers are shown.")
 
 
 def measure(options: FilmingOptions) -> None:
+    if options.turns < 1:
+        raise UserError(f"--turns must be 1 or more, got {options.turns}")
     if not all(layout in LAYOUTS for layout in options.layouts) or any(
         length < 1 for length in options.lengths
     ):
@@ -71,27 +71,49 @@ def measure(options: FilmingOptions) -> None:
         write_atomically(Path(options.output), lambda temporary: temporary.write_text(text))
 
 
+def comparisons(options: FilmingOptions) -> Iterator[Comparison]:
+    """For each layout a frame's whole time against that of all stages but the network, which in truth overlap."""
+    with tempfile.TemporaryDirectory() as name:
+        for layout, films in _films(Path(name), options):
+            stages = [film["ms_per_frame"] for film in films]
+            yield Comparison(
+                f"attention video, {options.arch}, {layout}: frame, all but the network",
+                "ms",
+                theirs=[1000 / film["frames_per_second"] for film in films],
+                ours=[sum(stage.values()) - stage["model"] for stage in stages],
+                peer="the whole frame's time: a part of 1 / ratio is not the network's",
+                precision=options.precision,
+                target=_TARGET,
+                note=f"network {stages[-1]['model']:.0f} ms",
+            )
+
+
 def _speed(folder: Path, options: FilmingOptions) -> dict[str, Any]:
+    measured: dict[str, Any] = {}
+    for layout, films in _films(folder, options):
+        measured[layout] = films[-1]
+        name = Path(options.video).name or "made-up video"
+        print(f"{options.arch}, {name}, {layout}: {_line(films[-1])}", flush=True)
+    return measured
+
+
+def _films(folder: Path, options: FilmingOptions) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Of every layout, what each film of it took."""
     video = Path(options.video) if options.video else folder / "large.mp4"
     if not options.video:
         _make_clip(video, _LARGE, _MADE_UP_SECONDS)
-    measured: dict[str, Any] = {}
     for layout in options.layouts:
-        measured[layout] = _alone(
-            _film,
-            VisualizeOptions(
-                input=(str(video),),
-                arch=options.arch,
-                pretrained_weights="random",
-                precision=options.precision,
-                device=options.device,
-                end=options.end,
-                layout=layout,
-                output_dir=str(folder / layout),
-            ),
+        asked = VisualizeOptions(
+            input=(str(video),),
+            arch=options.arch,
+            pretrained_weights="random",
+            precision=options.precision,
+            device=options.device,
+            end=options.end,
+            layout=layout,
+            output_dir=str(folder / layout),
         )
-        print(f"{options.arch}, {video.name}, {layout}: {_line(measured[layout])}", flush=True)
-    return measured
+        yield layout, [isolated(_film, asked) for _ in range(options.turns)]
 
 
 def _memory(folder: Path, options: FilmingOptions) -> dict[str, Any]:
@@ -106,7 +128,7 @@ def _memory(folder: Path, options: FilmingOptions) -> dict[str, Any]:
             device="cpu",
             output_dir=str(folder / str(length)),
         )
-        measured[f"{length} s"] = _alone(_film, asked)
+        measured[f"{length} s"] = isolated(_film, asked)
         print(f"{length} s of video: {_line(measured[f'{length} s'])}", flush=True)
     return measured
 
@@ -125,20 +147,13 @@ def _film(options: VisualizeOptions) -> dict[str, Any]:
     visualize_videos.film = noted
     visualize.run(options)
     (report,) = reports
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes of one of ru_maxrss
     return {
         "frames": report.frames,
         "seconds_of_video": report.duration,
         "frames_per_second": report.frames / report.elapsed,
         "ms_per_frame": {stage: 1000 * spent / report.frames for stage, spent in report.seconds.items()},
-        "peak_resident_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GB,
+        "peak_resident_gb": peak_megabytes() / 1000,
     }
-
-
-def _alone(work: Callable[[VisualizeOptions], dict[str, Any]], options: VisualizeOptions) -> dict[str, Any]:
-    """In a process of its own; not forked, since a child's peak memory would begin with its parent's."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(work, options).result()
 
 
 def _make_clip(path: Path, size: tuple[int, int], seconds: int) -> None:

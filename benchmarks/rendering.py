@@ -11,9 +11,10 @@ up: clouds of attention with noise. Times are medians of the turns, in milliseco
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import cv2
@@ -22,6 +23,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from PIL import Image
 
+from benchmarks.comparison import Comparison, ComparisonOptions, in_turns, milliseconds
 from dino.attention.marks import AttentionOverlay, ContourOverlay, HeadColors, MaskOverlay, cut_out
 from dino.attention.render import heat_patches, mass_mask, normalize, save_heat_png
 from dino.evaluation.results import provenance
@@ -29,15 +31,15 @@ from dino.runtime.files import make_writable, write_atomically
 from dino.runtime.options import UserError, command, option
 
 _COLORMAP = "viridis"  # plt.imsave's own
+_TARGET = 8.0  # of the PNG files
 
 
 @dataclass(frozen=True)
-class RenderingOptions:
+class RenderingOptions(ComparisonOptions):
     size: tuple[int, int] = option((720, 1280), "Rows and columns of the picture in pixels.")
     patch_sizes: tuple[int, ...] = option((16, 8), "Sides of a patch in pixels.")
     heads: int = option(8, "Maps, beside their mean.")
     turns: int = option(15, "Measurements of each way, one after the other in turns.")
-    output: str = option("", "Write the numbers to this JSON file too; empty = no file.")
 
 
 def measure(options: RenderingOptions) -> None:
@@ -56,37 +58,71 @@ def measure(options: RenderingOptions) -> None:
         write_atomically(Path(options.output), lambda temporary: temporary.write_text(text))
 
 
-def _measure(patch_size: int, options: RenderingOptions) -> dict[str, Any]:
-    size = options.size
-    maps = _maps(options.heads, -(-size[0] // patch_size), -(-size[1] // patch_size))
-    print(f"{size[0]} x {size[1]} pixels, patches of {patch_size}, {options.heads} heads and their mean")
-    with tempfile.TemporaryDirectory() as name:
-        theirs, ours = Path(name, "theirs"), Path(name, "ours")
-        theirs.mkdir(), ours.mkdir()
-        files = _in_turns(
-            lambda: write_like_dino(maps, patch_size, theirs),
-            lambda: write(maps, patch_size, size, ours),
-            options.turns,
-        )
-        files["difference"] = _difference(theirs, ours)
-        files["bytes"] = {
-            way.name: sum(file.stat().st_size for file in way.iterdir()) for way in (theirs, ours)
-        }
-    colours = _in_turns(
+def comparisons(options: RenderingOptions) -> Iterator[Comparison]:
+    for patch_size in options.patch_sizes:
+        with tempfile.TemporaryDirectory() as name:
+            for comparison, _ in _both_ways(patch_size, options, Path(name)):
+                yield comparison
+
+
+def _both_ways(
+    patch_size: int, options: RenderingOptions, folder: Path
+) -> Iterator[tuple[Comparison, float]]:
+    """PNG files, which are left in the folder, then colours; and the ratio of the processor's time."""
+    size, maps = options.size, _maps_for(patch_size, options)
+    theirs, ours = folder / "theirs", folder / "ours"
+    theirs.mkdir(), ours.mkdir()
+    what = f"{options.heads} heads and their mean, {size[0]} x {size[1]}, patch {patch_size}"
+    times, processor_ratio = _in_turns(
+        lambda: write_like_dino(maps, patch_size, theirs),
+        lambda: write(maps, patch_size, size, ours),
+        options.turns,
+    )
+    yield Comparison(f"PNG files of {what}", "ms", *times, "plt.imsave", "", _TARGET), processor_ratio
+    times, processor_ratio = _in_turns(
         lambda: color_by_matplotlib(maps, patch_size),
         lambda: [heat_patches(values, patch_size, size) for values in normalize(_with_mean(maps))],
         options.turns,
     )
+    yield Comparison(f"colours of {what}", "ms", *times, "matplotlib's colormap", ""), processor_ratio
+
+
+def _measure(patch_size: int, options: RenderingOptions) -> dict[str, Any]:
+    size = options.size
+    print(f"{size[0]} x {size[1]} pixels, patches of {patch_size}, {options.heads} heads and their mean")
+    with tempfile.TemporaryDirectory() as name:
+        folders = Path(name, "theirs"), Path(name, "ours")
+        files, colours = (_numbers(*both) for both in _both_ways(patch_size, options, Path(name)))
+        files["difference"] = _difference(*folders)
+        files["bytes"] = {way.name: sum(file.stat().st_size for file in way.iterdir()) for way in folders}
     for what, numbers in {"PNG files": files, "colours": colours}.items():
         print(
             f"  {what:18} {numbers['theirs']:7.1f} ms   ours {numbers['ours']:6.1f} ms   "
             f"x {numbers['ratio']:.1f} (of single turns {numbers['lowest']:.1f} to {numbers['highest']:.1f}), "
             f"of the processor's time x {numbers['processor_ratio']:.1f}"
         )
-    marks = {mark: _median(draw, options.turns) for mark, draw in _marks(maps, patch_size, size).items()}
-    for mark, milliseconds in marks.items():
-        print(f"  {mark:18} {milliseconds:7.1f} ms")
+    drawings = _marks(_maps_for(patch_size, options), patch_size, size)
+    marks = {mark: _median(draw, options.turns) for mark, draw in drawings.items()}
+    for mark, taken in marks.items():
+        print(f"  {mark:18} {taken:7.1f} ms")
     return {"png_files": files, "colours": colours, "marks_ms": marks}
+
+
+def _numbers(comparison: Comparison, processor_ratio: float) -> dict[str, Any]:
+    lowest, highest = comparison.spread
+    return {
+        "theirs": median(comparison.theirs),
+        "ours": median(comparison.ours),
+        "ratio": comparison.ratio,
+        "lowest": lowest,
+        "highest": highest,
+        "processor_ratio": processor_ratio,
+    }
+
+
+def _maps_for(patch_size: int, options: RenderingOptions) -> np.ndarray:
+    rows, cols = (-(-side // patch_size) for side in options.size)
+    return _maps(options.heads, rows, cols)
 
 
 def _maps(heads: int, rows: int, cols: int) -> np.ndarray:
@@ -144,32 +180,32 @@ def _marks(maps: np.ndarray, patch_size: int, size: tuple[int, int]) -> dict[str
     }
 
 
-def _in_turns(theirs: Callable[[], Any], ours: Callable[[], Any], turns: int) -> dict[str, Any]:
-    """Medians in milliseconds, and how often ours fits into theirs: on the clock, and of the processor's time."""
-    theirs(), ours()
-    times = np.array([[_times(theirs), _times(ours)] for _ in range(turns)])
-    (theirs_ms, theirs_cpu), (ours_ms, ours_cpu) = np.median(times, axis=0)
-    ratios = times[:, 0, 0] / times[:, 1, 0]
-    return {
-        "theirs": theirs_ms,
-        "ours": ours_ms,
-        "ratio": theirs_ms / ours_ms,
-        "lowest": ratios.min(),
-        "highest": ratios.max(),
-        "processor_ratio": theirs_cpu / ours_cpu,
-    }
+def _in_turns(
+    theirs: Callable[[], Any], ours: Callable[[], Any], turns: int
+) -> tuple[tuple[list[float], list[float]], float]:
+    """Milliseconds of both on the clock, and how often ours fits into theirs of the processor's time.
+
+    A machine that is busy with other work adds to the first only.
+    """
+    spent: tuple[list[float], list[float]] = ([], [])
+
+    def counted(run: Callable[[], Any], seconds: list[float]) -> Callable[[], None]:
+        def call() -> None:
+            start = time.process_time()
+            run()
+            seconds.append(time.process_time() - start)
+
+        return call
+
+    times = in_turns(
+        *(counted(run, seconds) for run, seconds in zip((theirs, ours), spent, strict=True)), turns=turns
+    )
+    return times, median(spent[0][1:]) / median(spent[1][1:])
 
 
 def _median(draw: Callable[[], Any], turns: int) -> float:
     draw()
-    return float(np.median([_times(draw)[0] for _ in range(turns)]))
-
-
-def _times(run: Callable[[], Any]) -> tuple[float, float]:
-    """Milliseconds on the clock and of the processor; a machine busy with other work adds to the first only."""
-    start, cpu_start = time.perf_counter(), time.process_time()
-    run()
-    return 1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - cpu_start)
+    return median(milliseconds(draw) for _ in range(turns))
 
 
 def _difference(theirs: Path, ours: Path) -> int:

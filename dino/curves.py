@@ -1,20 +1,21 @@
-"""The training curves of `log.txt` as one picture of small panels, drawn without pyplot's global state."""
+"""The training curves of `log.txt` as one picture of small panels, drawn without pyplot's global state.
+
+matplotlib is imported when they are drawn: a run starts sooner without.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from dino.attention.render import save_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Log = Sequence[Mapping[str, Any]]
 
@@ -70,6 +71,10 @@ def draw_curves(log: Log, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     rows = _by_epoch(log)
     panels = [panel for panel in _PANELS if np.isfinite(_values(rows, panel.key)).any()]
     columns = max(1, min(_COLUMNS, len(panels)))
@@ -105,7 +110,7 @@ def _values(rows: Log, key: str) -> NDArray[np.float64]:
     return np.where(np.isfinite(values), values, math.nan)
 
 
-def _draw(axes: Axes, panel: _Panel, rows: Log) -> None:
+def _draw(axes: "Axes", panel: _Panel, rows: Log) -> None:
     epochs, values = _values(rows, "epoch"), _values(rows, panel.key)
     there = np.isfinite(values)
     if panel.sparse:  # one line through the epochs that were measured
@@ -124,7 +129,7 @@ def _draw(axes: Axes, panel: _Panel, rows: Log) -> None:
     axes.set_xlim(first - room, last + room)
 
 
-def _mark_best(axes: Axes, epochs: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+def _mark_best(axes: "Axes", epochs: NDArray[np.float64], values: NDArray[np.float64]) -> None:
     best = int(np.nanargmax(values))
     axes.plot(epochs[best], values[best], "o", color=_LINE, markersize=6, zorder=4)
     axes.annotate(
@@ -140,7 +145,7 @@ def _mark_best(axes: Axes, epochs: NDArray[np.float64], values: NDArray[np.float
     axes.margins(y=0.15)
 
 
-def _draw_reference(axes: Axes, values: NDArray[np.float64], label: str) -> None:
+def _draw_reference(axes: "Axes", values: NDArray[np.float64], label: str) -> None:
     """A dashed level with its name on it."""
     if np.isnan(values).all():
         return
@@ -161,7 +166,9 @@ def _draw_reference(axes: Axes, values: NDArray[np.float64], label: str) -> None
     )
 
 
-def _dress(axes: Axes, panel: _Panel) -> None:
+def _dress(axes: "Axes", panel: _Panel) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.set_title(panel.title, loc="left", fontsize=10, fontweight="bold", color=_INK)
     axes.set_title(panel.unit, loc="right", fontsize=8, color=_FAINT)
     axes.set_xlabel("epoch", fontsize=8, color=_INK)

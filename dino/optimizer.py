@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.optim import Lars
 from torch import Tensor, nn
 
 from dino.runtime.options import UserError
@@ -38,6 +37,8 @@ def create_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Opt
     if name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     if name == "lars":
+        from timm.optim import Lars  # imported by this rare wish only: it takes as long as torch
+
         # As in the original, the rate follows the weights also while their decay is 0.
         adapted = [{**groups[0], "always_adapt": True}, *groups[1:]]
         return Lars(adapted, lr=0.0, momentum=0.9)

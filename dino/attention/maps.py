@@ -8,24 +8,23 @@ B pictures, H heads, R and C rows and columns of patches.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL.Image import Image
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models.vision_transformer import VisionTransformer
+from PIL.Image import Image, Resampling, fromarray
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
-from dino.runtime.backbones import check_class_attention, class_attention, evaluating
+from dino.runtime.backbones import check_class_attention, class_attention, evaluating, is_vit
 from dino.runtime.distributed import autocast
-from dino.runtime.images import MAX_PIXELS
+from dino.runtime.images import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS
 from dino.runtime.options import UserError
 from xcit import XCiT
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 # Patches that a tile is shown of its neighbours: local patch interaction looks this far, less and less.
 _MARGIN = 8
@@ -80,14 +79,14 @@ def resize(image: Image | NDArray[np.uint8], image_size: int | tuple[int, int] |
     """
     if image_size is None:
         return np.array(image)
-    picture = transforms.to_pil_image(image) if isinstance(image, np.ndarray) else image
+    picture = fromarray(image) if isinstance(image, np.ndarray) else image
     rows, cols = _resized(picture.size, image_size)
     if rows * cols > MAX_PIXELS:
         raise UserError(
             f"a picture of {picture.width} x {picture.height} pixels resized to {cols} x {rows} would have "
             f"{rows * cols / 1e6:.0f} Mpx, the limit is {MAX_PIXELS / 1e6:.0f} Mpx: name a smaller --image_size"
         )
-    return np.array(transforms.resize(picture, [rows, cols], InterpolationMode.BICUBIC, antialias=True))
+    return np.array(picture.resize((cols, rows), Resampling.BICUBIC))
 
 
 def _resized(size: tuple[int, int], image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -106,14 +105,14 @@ def patch_side(backbone: nn.Module) -> int:
         UserError: it has no class attention.
     """
     check_class_attention(backbone)
-    if isinstance(backbone, VisionTransformer):
+    if is_vit(backbone):
         return int(backbone.patch_embed.feat_ratio())  # with a convolutional stem, more than its patch_size
     return int(cast(Any, backbone).patch_size)
 
 
 def head_count(backbone: nn.Module, block: int = -1) -> int:
     """How many heads the maps of a block have."""
-    if isinstance(backbone, VisionTransformer):
+    if is_vit(backbone):
         return int(cast(Any, backbone).blocks[block].attn.num_heads)
     return int(cast(Any, backbone).num_heads)
 
@@ -125,9 +124,7 @@ def check_block(backbone: nn.Module, block: int) -> None:
         UserError: it has no such block, or no class attention at all.
     """
     patch_side(backbone)
-    blocks = len(
-        cast(Any, backbone).blocks if isinstance(backbone, VisionTransformer) else _class_blocks(backbone)
-    )
+    blocks = len(cast(Any, backbone).blocks if is_vit(backbone) else _class_blocks(backbone))
     if not -blocks <= block < blocks:
         raise UserError(
             f"--block {block}: this model has {blocks} blocks whose class token attends, 0 to {blocks - 1}; "
@@ -161,19 +158,18 @@ def prepare(backbone: nn.Module, images: NDArray[np.uint8], device: torch.device
     """
     pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device).permute(0, 3, 1, 2)
     mean, std = (
-        torch.tensor(values, device=device)[:, None, None] * 255
-        for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        torch.tensor(values, device=device)[:, None, None] * 255 for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
     # In place: of a large picture even one more copy counts.
     whole = pixels.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
-    return _pad_to_whole_patches(backbone, whole) if isinstance(backbone, VisionTransformer) else whole
+    return _pad_to_whole_patches(backbone, whole) if is_vit(backbone) else whole
 
 
 def _class_blocks(backbone: nn.Module) -> nn.ModuleList:
     return cast(nn.ModuleList, cast(Any, backbone).cls_attn_blocks)
 
 
-def _pad_to_whole_patches(backbone: VisionTransformer, pixels: Tensor) -> Tensor:
+def _pad_to_whole_patches(backbone: "VisionTransformer", pixels: Tensor) -> Tensor:
     side = patch_side(backbone)
     rows, cols = pixels.shape[-2:]
     padded = F.pad(pixels, (0, -cols % side, 0, -rows % side), mode="replicate")

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
-import matplotlib.colors
 import numpy as np
 from contourpy import contour_generator
 from numpy.typing import NDArray
+from PIL import ImageColor
 
 from dino.attention.render import (
     BoolArray,
@@ -215,8 +215,8 @@ class HeadColors:
 
     def color(self, head: int) -> tuple[int, int, int]:
         """RGB, each in [0, 255]."""
-        red, green, blue = matplotlib.colors.to_rgb(_HEAD_COLORS[head % len(_HEAD_COLORS)])
-        return round(255 * red), round(255 * green), round(255 * blue)
+        red, green, blue = ImageColor.getrgb(_HEAD_COLORS[head % len(_HEAD_COLORS)])[:3]
+        return red, green, blue
 
     def __call__(
         self, image: ByteArray, maps_HRC: NDArray[Any], patch_size: int, numbers: Sequence[int] | None = None

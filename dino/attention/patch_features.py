@@ -16,7 +16,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from torch import nn
 
 from dino.attention.maps import patch_side, prepare, tiled_patches
@@ -157,6 +156,8 @@ def _components(centred_PD: FloatArray, rounding: float) -> FloatArray:
     """The first three, or as many as spread by more than `rounding`."""
     if np.abs(centred_PD).max() <= rounding:  # where nothing varies, scikit-learn divides by zero
         return np.empty((0, centred_PD.shape[1]), np.float32)
+    from sklearn.decomposition import PCA  # takes a second, and few pictures are drawn in these colours
+
     found = PCA(min(3, *centred_PD.shape), svd_solver="covariance_eigh").fit(centred_PD)
     # Not by found.explained_variance_: those are squares, and the largest one's rounding hides the small ones.
     components_KD = found.components_[(centred_PD @ found.components_.T).std(axis=0) > rounding]

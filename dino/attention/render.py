@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -173,6 +172,8 @@ def palette(colormap: str) -> ByteArray:
     Raises:
         UserError: matplotlib has no such colormap.
     """
+    import matplotlib  # takes half a second, and not all who draw ask for colours
+
     if colormap not in matplotlib.colormaps:
         nearest = difflib.get_close_matches(colormap, matplotlib.colormaps, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(nearest)}?" if nearest else "try inferno, magma, viridis or turbo"

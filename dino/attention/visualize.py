@@ -163,9 +163,9 @@ def _asked_size(options: VisualizeOptions) -> ImageSize:
 
 
 def _picture_size(options: VisualizeOptions, view: "View") -> ImageSize:
-    from timm.models.vision_transformer import VisionTransformer
+    from dino.runtime.backbones import is_vit
 
-    if options.image_size or options.resize or not isinstance(view.named.network, VisionTransformer):
+    if options.image_size or options.resize or not is_vit(view.named.network):
         return _asked_size(options)
     return _VIT_SIZE
 

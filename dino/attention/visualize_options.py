@@ -11,6 +11,8 @@ from dino.video.writer import FORMATS
 LAYOUTS = ("overlay", "side-by-side", "grid", "separate")
 NORMALIZE = ("clip", "running", "frame")
 
+_COLORMAP = "inferno"
+
 
 @dataclass(frozen=True)
 class VisualizeOptions:
@@ -75,7 +77,7 @@ class VisualizeOptions:
         "Part of the attention that masks, cut-outs and head colours keep, by the fewest patches, 0 to 1; given, "
         "masks are drawn too. None = 0.6 where one is needed.",
     )
-    colormap: str = option("inferno", "Any of matplotlib's colormaps.")
+    colormap: str = option(_COLORMAP, "Any of matplotlib's colormaps.")
     opacity: float = option(0.6, "Of overlays, 0 to 1.")
     smooth: bool = option(False, "Interpolate between patches instead of drawing each as a square.")
     percentiles: tuple[float, ...] = option(
@@ -138,7 +140,7 @@ class VisualizeOptions:
 
     def __post_init__(self) -> None:
         """Raises: UserError: a value that cannot be."""
-        palette(self.colormap)
+        _check_colormap(self.colormap)
         _check_part("threshold", self.threshold)
         _check_part("opacity", self.opacity)
         _check_size("image_size", self.image_size)
@@ -169,6 +171,11 @@ class VisualizeOptions:
             raise UserError(f"--similar_to takes x and y in pixels, got {_words(self.similar_to)}")
         if self.image_size and self.resize:
             raise UserError("--image_size and --resize are two names of one option; give one")
+
+
+def _check_colormap(name: str) -> None:
+    if name != _COLORMAP:  # which there is: matplotlib, which knows them all, takes too long for --help
+        palette(name)
 
 
 def _check_part(name: str, value: float | None) -> None:

@@ -11,16 +11,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 from tqdm import tqdm
 
 from dino.evaluation.kinds import CLASS_TOKEN, LAST_BLOCKS, LAST_BLOCKS_COUNT, PATCH_MEAN, PATCH_TOKENS
 from dino.runtime import distributed
 from dino.runtime.backbones import evaluating, last_blocks, reads_blocks, tokens
-from dino.runtime.images import BrokenImageError
+from dino.runtime.images import IMAGENET_MEAN, IMAGENET_STD, BrokenImageError
 from dino.runtime.interruption import Interruption, outlive_interruption
 from dino.runtime.options import Interrupted, UserError
 from dino.runtime.pictures import Pictures
@@ -75,6 +73,8 @@ class Preparation:
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Bicubic resize of the short side, centre crop, ImageNet's mean and deviation: (3, size, size)."""
+        from torchvision import transforms  # takes over a second
+
         short_side = round(self.size * self.resize_ratio)
         return transforms.Compose(
             [
@@ -86,7 +86,9 @@ class Preparation:
 
 
 def to_normalised_tensor() -> list[Callable[..., Tensor]]:
-    return [transforms.ToTensor(), transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)]
+    from torchvision import transforms
+
+    return [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
 
 
 def standard_kinds(backbone: nn.Module) -> tuple[str, ...]:

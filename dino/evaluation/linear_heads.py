@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dino.runtime.distributed import autocast
 from dino.schedules import cosine
 
 # As DINO's linear evaluation: the batch that a learning rate is for, momentum, deviation of the first weights.
@@ -23,6 +22,11 @@ _FIRST_DEVIATION = 0.01
 
 # Rows that are read at once for the statistics; bounds the float64 copy.
 _ROWS_PER_BLOCK = 4096
+
+# Weights whose gradient is computed and used at once: as many as stay in a processor's cache from one to the other.
+_WEIGHTS_PER_UPDATE = 2**21
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # A channel whose deviation is a smaller part of its mean is constant up to the rounding of float32.
 _ROUNDING = float(np.finfo(np.float32).eps)
@@ -76,8 +80,8 @@ class Standardise:
 
     def __call__(self, features: np.ndarray) -> Tensor:
         """(B, C) on the device; `features` are left as they are."""
-        copied = torch.from_numpy(features.astype(np.float32)).to(self._mean.device)
-        return copied.sub_(self._mean).mul_(self._factor)
+        x_BC = torch.from_numpy(np.require(features, requirements="W")).to(self._mean.device).float()
+        return (x_BC - self._mean).mul_(self._factor)
 
 
 def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,13 +114,20 @@ class Heads:
         self._weight_momentum = torch.zeros_like(self.weight_CN)
         self._bias_momentum = torch.zeros_like(self.bias_N)
         scaled = [rate * recipe.batch_size / _PICTURES_PER_RATE for rate in rates]
-        self._rate_N = torch.tensor(scaled, device=recipe.device).repeat_interleave(recipe.num_classes)
+        rate_R = torch.tensor(scaled, dtype=torch.float32, device=recipe.device)
+        self._rate_N = rate_R.repeat_interleave(recipe.num_classes)
         self._shape = (len(rates), recipe.num_classes)
-        self._standardise, self._precision = standardise, recipe.precision
+        self._standardise, self._dtype = standardise, _DTYPES[recipe.precision]
+        # What the products are given; of float32 the weights themselves.
+        self._factor_CN = self.weight_CN.to(self._dtype)
+        self._channels_per_update = max(1, _WEIGHTS_PER_UPDATE // self.weight_CN.shape[1])
 
     def logits(self, features: np.ndarray) -> Tensor:
         """(B, R, L) float32 of features (B, C)."""
-        return self._logits(self._standardise(features))
+        x_BC = self._standardise(features).to(self._dtype)
+        return (
+            torch.addmm(self.bias_N.to(self._dtype), x_BC, self._factor_CN).float().unflatten(1, self._shape)
+        )
 
     def step(self, features: np.ndarray, labels_B: Tensor, decay: float) -> None:
         """One step on the cross-entropy, whose gradient by the logits is softmax minus one-hot.
@@ -126,22 +137,33 @@ class Heads:
             labels_B: int64, on the heads' device.
             decay: what the learning rates are multiplied with at this step.
         """
-        x_BC = self._standardise(features)
-        error_BRL = self._logits(x_BC).softmax(dim=-1).clamp_(min=_SMALLEST_PROBABILITY)
-        error_BRL[torch.arange(len(labels_B), device=labels_B.device), :, labels_B] -= 1
-        error_BN = error_BRL.flatten(1)
-        with autocast(x_BC.device, self._precision):
-            gradient_CN = x_BC.t() @ error_BN
+        x_BC = self._standardise(features).to(self._dtype)
+        error_BN = self._error(x_BC, labels_B)
         mean = 1 / len(labels_B)
-        self._weight_momentum.mul_(_MOMENTUM).add_(gradient_CN, alpha=mean)
+        rate_N = self._rate_N * -decay
         self._bias_momentum.mul_(_MOMENTUM).add_(error_BN.sum(dim=0), alpha=mean)
-        self.weight_CN.addcmul_(self._weight_momentum, self._rate_N * -decay)
-        self.bias_N.addcmul_(self._bias_momentum, self._rate_N * -decay)
+        self.bias_N.addcmul_(self._bias_momentum, rate_N)
+        if self._dtype == torch.float32:
+            self._weight_momentum.addmm_(x_BC.t(), error_BN, beta=_MOMENTUM, alpha=mean)
+            self.weight_CN.addcmul_(self._weight_momentum, rate_N)
+        else:
+            self._step_in_low_precision(x_BC, error_BN.to(self._dtype), mean, rate_N)
 
-    def _logits(self, x_BC: Tensor) -> Tensor:
-        with autocast(x_BC.device, self._precision):
-            logits_BN = torch.addmm(self.bias_N, x_BC, self.weight_CN)
-        return logits_BN.float().unflatten(1, self._shape)
+    def _error(self, x_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """(B, N) float32: the gradient of the sum over B by the logits."""
+        logits_BN = torch.addmm(self.bias_N.to(self._dtype), x_BC, self._factor_CN)
+        error_BRL = logits_BN.unflatten(1, self._shape).softmax(dim=-1, dtype=torch.float32)
+        error_BRL.clamp_(min=_SMALLEST_PROBABILITY)
+        error_BRL[torch.arange(len(labels_B), device=labels_B.device), :, labels_B] -= 1
+        return error_BRL.flatten(1)
+
+    def _step_in_low_precision(self, x_BC: Tensor, error_BN: Tensor, mean: float, rate_N: Tensor) -> None:
+        parts = (self.weight_CN, self._weight_momentum, self._factor_CN, x_BC.t())
+        for weight, momentum, factor, x_cB in zip(
+            *(part.split(self._channels_per_update) for part in parts), strict=True
+        ):
+            momentum.mul_(_MOMENTUM).add_(x_cB @ error_BN, alpha=mean)
+            factor.copy_(weight.addcmul_(momentum, rate_N))
 
 
 def train_heads(

@@ -1,7 +1,6 @@
 """Is one network better than another on the same pictures by more than chance?"""
 
 import numpy as np
-import scipy.stats
 
 
 def paired_difference(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[float, float]:
@@ -15,9 +14,11 @@ def paired_difference(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[flo
     """
     if correct_a.shape != correct_b.shape or not len(correct_a):
         raise ValueError(f"both must be for the same pictures, got {correct_a.shape} and {correct_b.shape}")
+    from scipy.stats import binomtest  # takes over a second, which --help has not
+
     only_a = int((correct_a & ~correct_b).sum())
     only_b = int((correct_b & ~correct_a).sum())
-    p_value = scipy.stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     return 100 * (only_a - only_b) / len(correct_a), float(p_value)
 
 
@@ -32,6 +33,8 @@ def paired_difference_over_runs(correct_a: np.ndarray, correct_b: np.ndarray) ->
     """
     if correct_a.shape != correct_b.shape or correct_a.ndim != 2 or not correct_a.size:
         raise ValueError(f"both must be (runs, pictures), got {correct_a.shape} and {correct_b.shape}")
+    from scipy.stats import wilcoxon
+
     of_picture = (correct_a.astype(int) - correct_b).sum(axis=0)
-    p_value = scipy.stats.wilcoxon(of_picture).pvalue if of_picture.any() else 1.0
+    p_value = wilcoxon(of_picture).pvalue if of_picture.any() else 1.0
     return 100 * float(of_picture.mean()) / len(correct_a), float(p_value)

@@ -1,23 +1,27 @@
-"""The only door from the method to a backbone: names, construction, weights, tokens, class attention."""
+"""The only door from the method to a backbone: names, construction, weights, tokens, class attention.
+
+Importing timm takes longer than importing torch, and XCiT does without: it is imported where another model is built.
+"""
 
 import difflib
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
-import timm
 import torch
-from timm.layers import PatchEmbed
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import xcit
 from dino.runtime.options import UserError
 from xcit.weights import LoadReport, WeightsError, load_weights
 from xcit.zoo import SUPERVISED
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 # (width, heads) of DINO's vision transformers, all 12 blocks deep (DINO, table 1; DeiT).
 _VIT = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}
@@ -49,6 +53,8 @@ def create_backbone(arch: str, patch_size: int = 16, drop_path_rate: float = 0.0
     if arch in xcit.list_models(all=True):
         return xcit.create_model(arch, drop_path_rate=drop_path_rate)
     if arch in _VIT:
+        from timm.models.vision_transformer import VisionTransformer
+
         width, heads = _VIT[arch]
         return VisionTransformer(
             img_size=_VIT_IMAGE_SIZE,
@@ -59,6 +65,8 @@ def create_backbone(arch: str, patch_size: int = 16, drop_path_rate: float = 0.0
             drop_path_rate=drop_path_rate,
             dynamic_img_size=True,
         )
+    import timm
+
     if timm.is_model(arch):
         return _create_timm(arch, drop_path_rate)
     known = [*xcit.list_models(all=True), *_VIT, *timm.list_models()]
@@ -80,6 +88,8 @@ def create_published_classifier(name: str) -> tuple[nn.Module, LoadReport]:
 
 
 def _create_timm(arch: str, drop_path_rate: float) -> nn.Module:
+    import timm
+
     # Not all of timm's families know these; a family's constructor refuses those that it does not know.
     wishes: list[dict[str, Any]] = [
         {"drop_path_rate": drop_path_rate, "dynamic_img_size": True},
@@ -108,7 +118,9 @@ def check_side(backbone: nn.Module, side: int, option: str) -> None:
     Raises:
         UserError: the side is no multiple of a ViT's patch, or the model takes one other side only.
     """
-    embedding = next((module for module in backbone.modules() if isinstance(module, PatchEmbed)), None)
+    embedding = next(
+        (module for module in backbone.modules() if _is_timms(module, "timm.layers", "PatchEmbed")), None
+    )
     if embedding is None:
         return
     patch = embedding.patch_size[0]
@@ -164,10 +176,21 @@ def tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 def reads_blocks(backbone: nn.Module) -> bool:
     """Whether `last_blocks` can answer: a ViT whose feature is its class token, and not the mean with another."""
     return (
-        isinstance(backbone, VisionTransformer)
+        is_vit(backbone)
         and backbone.global_pool == "token"
-        and not isinstance(backbone, VisionTransformerDistilled)
+        and not _is_timms(backbone, "timm.models.deit", "VisionTransformerDistilled")
     )
+
+
+def is_vit(backbone: nn.Module) -> "TypeGuard[VisionTransformer]":
+    """Whether it is a VisionTransformer of timm, or derived from it."""
+    return _is_timms(backbone, "timm.models.vision_transformer", "VisionTransformer")
+
+
+def _is_timms(module: nn.Module, home: str, kind: str) -> TypeGuard[Any]:
+    """Whether it is of a class in a file of timm; who has not imported that file has no such module."""
+    imported = sys.modules.get(home)
+    return imported is not None and isinstance(module, getattr(imported, kind))
 
 
 def last_blocks(backbone: nn.Module, images: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -178,7 +201,7 @@ def last_blocks(backbone: nn.Module, images: Tensor, count: int) -> list[tuple[T
     """
     if not reads_blocks(backbone):
         raise UserError(f"{type(backbone).__name__} has no class token after each block; only ViTs have")
-    vit = cast(VisionTransformer, backbone)
+    vit = cast("VisionTransformer", backbone)
     if not 1 <= count <= len(vit.blocks):
         raise UserError(f"the last {count} blocks are asked for, the ViT has {len(vit.blocks)}")
     blocks = vit.get_intermediate_layers(images, count, return_prefix_tokens=True, norm=True)
@@ -200,7 +223,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def has_class_attention(backbone: nn.Module) -> bool:
     """Whether `class_attention` can answer: XCiT, or a timm ViT with a class token and one attention per block."""
     return hasattr(backbone, "class_attention") or (
-        isinstance(backbone, VisionTransformer)
+        is_vit(backbone)
         and backbone.cls_token is not None
         and all(hasattr(getattr(block, "attn", None), "qkv") for block in backbone.blocks)
     )
@@ -233,24 +256,45 @@ def class_attention(backbone: nn.Module, images: Tensor, block: int = -1) -> Ten
     if hasattr(backbone, "class_attention"):
         return cast(Any, backbone).class_attention(images, block=block)
     check_class_attention(backbone)
-    return _vit_class_attention(cast(VisionTransformer, backbone), images, block)
+    return _vit_class_attention(cast("VisionTransformer", backbone), images, block)
 
 
-def _vit_class_attention(backbone: VisionTransformer, images: Tensor, block: int) -> Tensor:
-    """A block's class row, as one query against all keys: no tokens x tokens matrix."""
-    attention = backbone.blocks[block].attn
-    captured: list[Tensor] = []
-    hook = attention.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+class _Reached(Exception):  # noqa: N818 - ends a forward pass that has come as far as it is needed
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+
+def _tokens_into(module: nn.Module, backbone: "VisionTransformer", images: Tensor) -> Tensor:
+    """What a part of the backbone is given, (B, N, C); of the rest, nothing is computed."""
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise _Reached(inputs[0])
+
+    hook = module.register_forward_pre_hook(stop)
     try:
         backbone.forward_features(images)
+    except _Reached as reached:
+        return reached.tokens
     finally:
         hook.remove()
-    (tokens_BNC,) = captured
-    batch, count, _ = tokens_BNC.shape
-    qkv = attention.qkv(tokens_BNC).reshape(batch, count, 3, attention.num_heads, attention.head_dim)
-    query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    query, key = attention.q_norm(query[:, :, :1]), attention.k_norm(key)
+    raise AssertionError("the forward pass of the backbone leaves out one of its blocks")
+
+
+def _vit_class_attention(backbone: "VisionTransformer", images: Tensor, block: int) -> Tensor:
+    """A block's class row, as one query against all keys: no tokens x tokens matrix."""
+    attention = backbone.blocks[block].attn
+    tokens_BNC = _tokens_into(attention, backbone, images)
+    projection = attention.qkv
+    biases = (None, None, None) if projection.bias is None else projection.bias.chunk(3)
+    query, key = (
+        F.linear(part, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        for part, weight, bias in zip(
+            (tokens_BNC[:, :1], tokens_BNC), projection.weight.chunk(3)[:2], biases[:2], strict=True
+        )
+    )
+    query, key = attention.q_norm(query), attention.k_norm(key)
     logits = (query.float() * attention.scale) @ key.float().transpose(-2, -1)
     weights = logits.softmax(dim=-1)[:, :, 0, backbone.num_prefix_tokens :]
     rows, cols = backbone.patch_embed.dynamic_feat_size(images.shape[-2:])
-    return weights.reshape(batch, attention.num_heads, rows, cols)
+    return weights.unflatten(-1, (rows, cols))

@@ -5,7 +5,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from dino.runtime.distributed import world_size
@@ -104,6 +103,8 @@ def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
     On CPUs a layer that is batch norm and more, as some of timm's are, keeps to the pictures of its own process.
     """
     if device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm  # takes seconds, and most runs are of one process
+
         return cast(nn.Module, convert_sync_batchnorm(network))
     for module in network.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):

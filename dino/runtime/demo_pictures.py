@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
-from sklearn.datasets import load_sample_images
 
 from dino.runtime.pictures import Pictures
 
@@ -290,6 +289,8 @@ def _two_colours(random: np.random.Generator) -> tuple[Array, Array]:
 
 @cache
 def _photographs() -> list[npt.NDArray[np.uint8]]:
+    from sklearn.datasets import load_sample_images  # takes a second, and these are not all demo pictures
+
     return [np.asarray(photograph) for photograph in load_sample_images().images]
 
 

@@ -40,6 +40,12 @@ _TO_UPRIGHT = {
 }
 
 
+# Of the red, green and blue of ImageNet's pictures, in [0, 1]; timm and torchvision, which have them too, take
+# seconds to import.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
 class BrokenImageError(Exception):
     """A picture that cannot be read: `name` of the picture and `reason`, a few plain words."""
 

@@ -149,6 +149,22 @@ def test_low_precision_learns_what_full_precision_learns(precision):
     assert 0 < difference < 0.03
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_weights_that_are_updated_in_parts_are_those_of_the_whole(monkeypatch, precision):
+    features, labels = pictures()
+    whole = trained({"x": features}, labels, precision=precision)["x"].weight_CN
+    monkeypatch.setattr(linear_heads, "_WEIGHTS_PER_UPDATE", 2 * whole.shape[1] + 1)  # 2 of 6 channels
+    parts = trained({"x": features}, labels, precision=precision)["x"].weight_CN
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32])
+def test_rates_of_any_float_leave_the_heads_in_float32(kind):
+    features, labels = pictures()
+    heads = trained({"x": features}, labels, rates=tuple(map(kind, RATES)))["x"]
+    assert heads.weight_CN.dtype == heads._rate_N.dtype == torch.float32
+
+
 def test_statistics_in_blocks_are_those_of_the_whole(monkeypatch):
     monkeypatch.setattr(linear_heads, "_ROWS_PER_BLOCK", 7)
     features = np.random.default_rng(0).normal(size=(50, 5)) * [1, 10, 1e-3, 1e4, 1] + [0, 1000, 0, 0, -3]
