@@ -19,7 +19,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`, which in float32 on a CPU may be computed as a convolution with a 1 x 1 kernel.
 
     For that torch has oneDNN, which on processors that are not Intel's is up to a tenth faster than MKL, which it has
-    for matrix products.
+    for matrix products; not for those of the gradients, so only without them.
     """
     if not _better_convolved(x, weight):
         return F.linear(x, weight, bias)
@@ -32,6 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _better_convolved(x: Tensor, weight: Tensor) -> bool:
     return (
         not is_traced()
+        and not torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() >= _MANY_ROWS * x.shape[-1]

@@ -14,6 +14,8 @@ def test_results_and_gradients_are_torchs(shape: tuple[int, ...], bias: bool) ->
     x = torch.randn(*shape, requires_grad=True)
     layer = Linear(5, 7, bias=bias)
     ours, theirs = layer(x), F.linear(x, layer.weight, layer.bias)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), theirs)
     assert ours.shape == theirs.shape
     torch.testing.assert_close(ours, theirs)
     parts = [x, *layer.parameters()]
@@ -29,18 +31,20 @@ def test_results_and_gradients_are_torchs(shape: tuple[int, ...], bias: bool) ->
 def test_tokens_need_not_lie_one_after_the_other() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(2, 5, 70).transpose(1, 2), torch.randn(7, 5)
-    torch.testing.assert_close(linear(x, weight, None), F.linear(x, weight))
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, None), F.linear(x, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions_are_kept(dtype: torch.dtype) -> None:
     layer = Linear(5, 7).to(dtype)
     x = torch.randn(2, 70, 5, dtype=dtype)
-    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    with torch.no_grad():
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 def test_autocast_decides_the_precision() -> None:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert Linear(5, 7)(torch.randn(2, 70, 5)).dtype == torch.bfloat16
 
 
