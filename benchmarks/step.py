@@ -23,6 +23,7 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class StepOptions(ComparisonOptions):
+    turns: int = option(3, "Measurements of each way, one after the other in turns.")
     arch: str = option("xcit_small_12_p16", "An XCiT name.")
     batch: int = option(4, "Pictures.")
     out_dim: int = option(65536, "Prototypes.")

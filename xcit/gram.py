@@ -14,10 +14,15 @@ _SHORTEST = 1e-12
 
 
 def gram_matrix(x_NC: Tensor) -> Tensor:
-    """Products of all channels, and of a constant one, summed over the tokens: (E, E), at least float32."""
+    """Products of all channels, and of a constant one, summed over the tokens: (E, E), at least float32.
+
+    bfloat16 is multiplied as it is: give it some tokens at a time, and its rounding averages out.
+    """
     wide_NC = x_NC.to(torch.promote_types(x_NC.dtype, torch.float32))
+    factor_NC = x_NC if x_NC.dtype == torch.bfloat16 else wide_NC
     sums_C = wide_NC.sum(dim=0)
-    with_sums_EC = torch.cat([wide_NC.T @ wide_NC, sums_C[None]])
+    products_CC = (factor_NC.T @ factor_NC).to(wide_NC.dtype)
+    with_sums_EC = torch.cat([products_CC, sums_C[None]])
     return torch.cat([with_sums_EC, torch.cat([sums_C, sums_C.new_tensor([len(x_NC)])])[:, None]], dim=1)
 
 

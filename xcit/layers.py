@@ -4,7 +4,7 @@ B images, N patch tokens, C channels, H heads, D channels of a head.
 Attributes are named as in the published weights' keys.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,9 +18,15 @@ from xcit.linear import Linear, is_traced, linear
 _NORM_EPS = 1e-6
 _SHORTEST = 1e-12
 
-# Tokens that go through the MLP at once when nothing is kept for gradients: few enough to stay in the processor's
-# cache, where memory that is new for every layer costs as much as the arithmetic.
+# Tokens that go through a linear layer at once when nothing is kept for gradients: few enough to stay in the
+# processor's cache, where memory that is new for every layer costs as much as the arithmetic.
 _TOKENS_AT_ONCE = 2048
+
+# The same for local patch interaction, which takes some rows twice where they are parted.
+_TOKENS_OF_BAND = 8192
+
+# Rows and columns to each side that local patch interaction sees: two convolutions of 3 x 3.
+_LOCAL_REACH = 2
 
 # So many tokens for each channel, and the way over the Gram matrix is shorter.
 _MANY_TOKENS = 3
@@ -90,20 +96,20 @@ class CrossCovarianceAttention(nn.Module):
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         batch, count, dim = x_BNC.shape
-        if not (torch.is_grad_enabled() or is_traced()) and count >= _MANY_TOKENS * dim:
-            return torch.stack([self._by_gram_matrix(x_NC) for x_NC in x_BNC])
         qkv = self.qkv(x_BNC).reshape(batch, count, 3, self.num_heads, dim // self.num_heads)
         query_BHDN, key_BHDN, value_BHDN = qkv.permute(2, 0, 3, 4, 1).unbind(0)
         logits_BHDD = _unit(query_BHDN) @ _unit(key_BHDN).transpose(-2, -1) * self.temperature
         mixed_BHDN = _softmax(logits_BHDD).to(value_BHDN.dtype) @ value_BHDN
         return self.proj(mixed_BHDN.permute(0, 3, 1, 2).reshape(batch, count, dim))
 
-    def _by_gram_matrix(self, x_NC: Tensor) -> Tensor:
-        """The same, for one image of many tokens."""
-        with without_autocast(x_NC):
-            weight, bias = linear_of_picture(gram_matrix(x_NC), self.qkv, self.temperature, self.proj)
-        # float32 under autocast, as the input is, until the product itself.
-        return linear(x_NC, weight.to(x_NC.dtype), bias.to(x_NC.dtype))
+    def as_linear(self, parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Weight (C, C) and bias (C,) of the linear layer that attention is for the tokens of one image.
+
+        Args:
+            parts: all of the image's tokens, (n, C) at a time.
+        """
+        gram_EE = torch.stack([gram_matrix(part_nC) for part_nC in parts]).sum(dim=0)
+        return linear_of_picture(gram_EE, self.qkv, self.temperature, self.proj)
 
 
 class LocalPatchInteraction(nn.Module):
@@ -157,12 +163,42 @@ class XCABlock(nn.Module):
         return self.drop_path.residual(x_BNC, self.gamma2, lambda x: self.mlp(self.norm2(x)))
 
     def _forward_without_gradients(self, x_BNC: Tensor, rows: int, cols: int) -> Tensor:
-        """The same with less new memory: residuals in place, and some tokens at a time."""
-        x_BNC = torch.addcmul(x_BNC, self.gamma1, self.attn(self.norm1(x_BNC)))
-        x_BNC.addcmul_(self.gamma3, self.local_mp(self.norm3(x_BNC), rows, cols))
+        """The same with less new memory and, for many tokens, less arithmetic."""
+        if rows * cols >= _MANY_TOKENS * x_BNC.shape[-1]:
+            x_BNC = self._attend_linearly(x_BNC)
+        else:
+            x_BNC = torch.addcmul(x_BNC, self.gamma1, self.attn(self.norm1(x_BNC)))
+        self._interact_in_bands(x_BNC, rows, cols)
         for tokens in x_BNC.flatten(0, 1).split(_TOKENS_AT_ONCE):
             tokens.addcmul_(self.gamma2, self.mlp(self.norm2(tokens)))
         return x_BNC
+
+    def _attend_linearly(self, x_BNC: Tensor) -> Tensor:
+        result_BNC = torch.empty_like(x_BNC, dtype=torch.promote_types(x_BNC.dtype, self.gamma1.dtype))
+        for x_NC, result_NC in zip(x_BNC, result_BNC, strict=True):
+            parts = x_NC.split(_TOKENS_AT_ONCE)
+            narrow = _dtype_of_products(x_NC)
+            with without_autocast(x_NC):
+                normed = (self.norm1(part.to(self.gamma1.dtype)).to(narrow) for part in parts)
+                weight, bias = self.attn.as_linear(normed)
+            for part, result in zip(parts, result_NC.split(_TOKENS_AT_ONCE), strict=True):
+                normed = self.norm1(part)
+                attended = linear(normed, weight.to(normed.dtype), bias.to(normed.dtype))
+                torch.addcmul(part, self.gamma1, attended, out=result)
+        return result_BNC
+
+    def _interact_in_bands(self, x_BNC: Tensor, rows: int, cols: int) -> None:
+        """Add local patch interaction to x, for some rows at a time; those beside a cut are computed twice."""
+        band = cols * (rows if self.local_mp.bn.training else max(_LOCAL_REACH, _TOKENS_OF_BAND // cols))
+        reach = cols * _LOCAL_REACH
+        above = x_BNC[:, :0]
+        for first in range(0, rows * cols, band):
+            here, below = x_BNC[:, first : first + band], x_BNC[:, first + band : first + band + reach]
+            seen = torch.cat([above, here, below], dim=1)
+            local = self.local_mp(self.norm3(seen), seen.shape[1] // cols, cols)
+            start = above.shape[1]
+            above = here[:, -reach:].clone()
+            here.addcmul_(self.gamma3, local[:, start : start + here.shape[1]])
 
 
 class ClassAttention(nn.Module):
@@ -263,6 +299,15 @@ def _at_least_float32(x: Tensor) -> torch.dtype:
 
 def _on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and not is_traced()
+
+
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    """bfloat16 under its autocast; sums over tokens would overflow float16."""
+    device = x.device.type
+    narrowed = is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if narrowed and torch.get_autocast_dtype(device) == torch.bfloat16:
+        return torch.bfloat16
+    return _at_least_float32(x)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

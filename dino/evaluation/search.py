@@ -8,7 +8,9 @@ copies have equal scores; of equal scores the lower row of the training set come
 candidates, in float32. Where its rounding could have lost a neighbour, the query is searched again in float64.
 """
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +74,11 @@ class Search:
 
     def answers(self) -> Iterator[Answer]:
         """As `neighbours` yields them, a picture being its own nearest."""
+        # numpy lets others compute meanwhile: the cores share the queries.
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            yield from self._answers(threads)
+
+    def _answers(self, threads: ThreadPoolExecutor) -> Iterator[Answer]:
         in_doubt: list[int] = []
         for block in _blocks(len(self._test), _QUERIES_PER_SEARCH):
             proposed_QP, certain_Q = self._propose(block)
@@ -80,7 +87,7 @@ class Search:
             rows_Q, proposed_QP = rows_Q[certain_Q], proposed_QP[certain_Q]
             for part in _blocks(len(rows_Q), _QUERIES_PER_ANSWER):
                 query_QC = self._test.unit(rows_Q[part])
-                decided = [self._decide(*pair) for pair in zip(query_QC, proposed_QP[part], strict=True)]
+                decided = threads.map(self._decide, query_QC, proposed_QP[part])
                 score_Qk, neighbour_Qk = (np.stack(side) for side in zip(*decided, strict=True))
                 yield rows_Q[part], score_Qk, neighbour_Qk
         yield from self._search_again(in_doubt)

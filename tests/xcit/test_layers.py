@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from xcit import layers
 from xcit.layers import (
     ClassAttention,
     ClassAttentionBlock,
@@ -172,3 +173,21 @@ def test_the_class_token_alone_is_that_of_all_tokens() -> None:
         block = ClassAttentionBlock(dim=DIM, num_heads=HEADS, mlp_ratio=2.0, eta=1.0, tokens_norm=tokens_norm)
         randomised(block)
         assert torch.equal(block(tokens(), class_only=True), block(tokens())[:, :1])
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(9, 5), (45, 1), (1, 45), (7, 8)])
+@pytest.mark.parametrize("training", [False, True])
+def test_many_tokens_without_gradients_get_the_same(
+    rows: int, cols: int, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "_TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr(layers, "_TOKENS_OF_BAND", 3 * cols)
+    block = randomised(XCABlock(dim=DIM, num_heads=HEADS, mlp_ratio=2.0, eta=1.0)).train(training)
+    block.local_mp.bn.running_mean.normal_()
+    x = tokens(count=rows * cols)
+    assert rows * cols >= layers._MANY_TOKENS * DIM
+    before, expected = x.clone(), block(x, rows, cols)
+    block.attn.register_forward_pre_hook(lambda *_: pytest.fail("queries of all tokens"))
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, rows, cols), expected)
+    assert torch.equal(x, before)
