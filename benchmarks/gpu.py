@@ -6,7 +6,6 @@ Each part runs in a process of its own and ends when its time is over, with what
 there is no peer the goal stands in its place. `--device cpu` with small sizes shows that all of it works.
 """
 
-import importlib.util
 import multiprocessing
 import os
 import signal
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import get_type_hints
 
 from benchmarks.comparison import Comparison, ComparisonOptions, check, report
 from dino.runtime.options import UserError, command, option
@@ -201,12 +199,12 @@ def _knn(options: GpuOptions) -> Iterator[Comparison]:
 
 
 def _forward(options: GpuOptions) -> Iterator[Comparison]:
-    if importlib.util.find_spec("benchmarks.forward") is None:
-        print("there is no benchmarks/forward.py", flush=True)
-        return
-    module = importlib.import_module("benchmarks.forward")
-    kind = get_type_hints(module.comparisons)["options"]
-    yield from module.comparisons(kind(device=options.device, turns=options.turns))
+    from benchmarks.forward import ForwardOptions
+    from benchmarks.forward import comparisons as forward_comparisons
+
+    yield from forward_comparisons(
+        ForwardOptions(device=options.device, turns=options.turns, arch=options.arch_16)
+    )
 
 
 # What each part measures, and its share of the time.
