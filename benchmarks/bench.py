@@ -43,6 +43,7 @@ def measure(options: BenchOptions) -> None:
 def comparisons(options: BenchOptions) -> Iterator[Comparison]:
     settings: dict[str, Any] = {"turns": options.turns} if options.turns else {}
     for name in options.only or BENCHMARKS:
+        print(f"{name}.py, some seconds to some minutes ...", flush=True)
         yield from isolated(comparisons_of, name, {"device": options.device, **settings})
 
 

@@ -74,7 +74,7 @@ class Comparison:
         )
         return (
             f"{self.path:58} {median(self.theirs):10.1f} {median(self.ours):10.1f} {self.unit:3} "
-            f"x {self.ratio:5.2f} ({low:.2f} to {high:.2f}){aim}"
+            f"x {self.ratio:5.2f} ({low:.2f} to {high:.2f})  {self.precision}{aim}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,15 +138,18 @@ def check(options: ComparisonOptions) -> None:
 
 def report(comparisons: Iterable[Comparison], options: ComparisonOptions) -> None:
     """Print a line for each comparison as soon as it is there; at the end write all to `options.output`."""
+    from torch import device
+
+    from dino.runtime.distributed import describe
+
+    about = {**provenance(), "machine": describe(device(options.device))}
+    print(f"{about['machine']}; " + ", ".join(f"{name} {found}" for name, found in about["versions"].items()))
+    print("medians of theirs and ours, how often ours fits into theirs (single turns), precision", flush=True)
     rows = []
     for comparison in comparisons:
         print(comparison.line(), flush=True)
         rows.append(comparison.as_dict())
     if options.output:
-        from torch import device
-
-        from dino.runtime.distributed import describe
-
-        content = {**provenance(), "machine": describe(device(options.device)), "comparisons": rows}
+        content = {**about, "comparisons": rows}
         text = json.dumps(content, indent=1) + "\n"
         write_atomically(Path(options.output), lambda temporary: temporary.write_text(text))

@@ -29,7 +29,7 @@ from benchmarks.comparison import (
     report,
 )
 from dino.runtime.distributed import autocast, pick_device
-from dino.runtime.files import make_writable
+from dino.runtime.files import make_writable, write_atomically
 from dino.runtime.options import UserError, command, option
 
 _TARGETS = {224: 1.2, 1024: 1.4, 2048: 1.5}
@@ -191,7 +191,7 @@ def draw(options: ForwardOptions) -> None:
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
-    figure.savefig(options.plot, dpi=130)
+    write_atomically(Path(options.plot), lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
     plt.close(figure)
 
 

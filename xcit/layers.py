@@ -174,6 +174,7 @@ class XCABlock(nn.Module):
         return x_BNC
 
     def _attend_linearly(self, x_BNC: Tensor) -> Tensor:
+        """The residual of attention to many tokens. To normalise them twice costs less than to hold the result."""
         result_BNC = torch.empty_like(x_BNC, dtype=torch.promote_types(x_BNC.dtype, self.gamma1.dtype))
         for x_NC, result_NC in zip(x_BNC, result_BNC, strict=True):
             parts = x_NC.split(_TOKENS_AT_ONCE)
@@ -189,7 +190,9 @@ class XCABlock(nn.Module):
 
     def _interact_in_bands(self, x_BNC: Tensor, rows: int, cols: int) -> None:
         """Add local patch interaction to x, for some rows at a time; those beside a cut are computed twice."""
-        band = cols * (rows if self.local_mp.bn.training else max(_LOCAL_REACH, _TOKENS_OF_BAND // cols))
+        norm = self.local_mp.bn
+        of_all_tokens = norm.training or norm.running_mean is None
+        band = cols * (rows if of_all_tokens else max(_LOCAL_REACH, _TOKENS_OF_BAND // cols))
         reach = cols * _LOCAL_REACH
         above = x_BNC[:, :0]
         for first in range(0, rows * cols, band):

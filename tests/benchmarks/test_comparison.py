@@ -64,7 +64,9 @@ def test_the_report_holds_what_was_measured_and_on_what(tmp_path, capsys):
     written = json.loads(file.read_text())
     assert written["comparisons"][0]["ratio"] == 2
     assert {"machine", "date", "command", "versions"} <= written.keys()
-    assert "a path" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a path" in printed and "fp32" in printed and written["machine"] in printed
+    assert f"torch {written['versions']['torch']}" in printed
 
 
 @pytest.mark.parametrize(

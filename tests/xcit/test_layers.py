@@ -191,3 +191,12 @@ def test_many_tokens_without_gradients_get_the_same(
     with torch.no_grad():
         torch.testing.assert_close(block(x, rows, cols), expected)
     assert torch.equal(x, before)
+
+
+def test_batch_norm_without_running_statistics_sees_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "_TOKENS_OF_BAND", 10)
+    block = randomised(XCABlock(dim=DIM, num_heads=HEADS, mlp_ratio=2.0, eta=1.0)).eval()
+    block.local_mp.bn.running_mean = block.local_mp.bn.running_var = None
+    x, expected = tokens(count=45), block(tokens(count=45), 9, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, 9, 5), expected)
