@@ -29,6 +29,7 @@ _MOST_CLASSES_FOR_TARGET = 100
 
 @dataclass(frozen=True)
 class ProbeOptions(ComparisonOptions):
+    turns: int = option(3, "Measurements of each way, one after the other in turns.")
     pictures: int = option(50_000, "Cached features, in float16 as they are stored.")
     width: int = option(768, "Channels of a feature.")
     classes: tuple[int, ...] = option((100, 1000), "Numbers of classes, each measured.")

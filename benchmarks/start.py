@@ -32,7 +32,7 @@ _BESIDE_TORCH_MS = 300  # what importing xcit may take beside torch
 @dataclass(frozen=True)
 class StartOptions(ComparisonOptions):
     commands: tuple[str, ...] = option(COMMANDS, "Modules whose --help is timed.")
-    turns: int = option(5, "Starts of each, one after the other in turns.")
+    turns: int = option(3, "Starts of each, one after the other in turns.")
 
 
 def measure(options: StartOptions) -> None:
