@@ -154,16 +154,20 @@ class XCABlock(nn.Module):
         self.gamma1, self.gamma2, self.gamma3 = (nn.Parameter(torch.full((dim,), eta)) for _ in range(3))
 
     def forward(self, x_BNC: Tensor, rows: int, cols: int) -> Tensor:
-        if not (torch.is_grad_enabled() or self.drop_path.active or is_traced()):
-            return self._forward_without_gradients(x_BNC, rows, cols)
+        if _on_cpu(x_BNC) and not (torch.is_grad_enabled() or self.drop_path.active):
+            return self._forward_on_cpu(x_BNC, rows, cols)
         x_BNC = self.drop_path.residual(x_BNC, self.gamma1, lambda x: self.attn(self.norm1(x)))
         # Batch norm sees all images, also those that then skip the branch.
         scale = self.drop_path.factors(x_BNC) * self.gamma3 if self.drop_path.active else self.gamma3
         x_BNC = torch.addcmul(x_BNC, scale, self.local_mp(self.norm3(x_BNC), rows, cols))
         return self.drop_path.residual(x_BNC, self.gamma2, lambda x: self.mlp(self.norm2(x)))
 
-    def _forward_without_gradients(self, x_BNC: Tensor, rows: int, cols: int) -> Tensor:
-        """The same with less new memory and, for many tokens, less arithmetic."""
+    def _forward_on_cpu(self, x_BNC: Tensor, rows: int, cols: int) -> Tensor:
+        """The same without gradients, with less new memory and, for many tokens, less arithmetic.
+
+        A GPU would be started for each image and each few tokens.
+        """
+        x_BNC = x_BNC.contiguous()  # what is added in place is added to parts, which must not be copies
         if rows * cols >= _MANY_TOKENS * x_BNC.shape[-1]:
             x_BNC = self._attend_linearly(x_BNC)
         else:
@@ -178,7 +182,7 @@ class XCABlock(nn.Module):
         result_BNC = torch.empty_like(x_BNC, dtype=torch.promote_types(x_BNC.dtype, self.gamma1.dtype))
         for x_NC, result_NC in zip(x_BNC, result_BNC, strict=True):
             parts = x_NC.split(_TOKENS_AT_ONCE)
-            narrow = _dtype_of_products(x_NC)
+            narrow = _dtype_of_products_on_cpu(x_NC)
             with without_autocast(x_NC):
                 normed = (self.norm1(part.to(self.gamma1.dtype)).to(narrow) for part in parts)
                 weight, bias = self.attn.as_linear(normed)
@@ -304,11 +308,9 @@ def _on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and not is_traced()
 
 
-def _dtype_of_products(x: Tensor) -> torch.dtype:
+def _dtype_of_products_on_cpu(x: Tensor) -> torch.dtype:
     """bfloat16 under its autocast; sums over tokens would overflow float16."""
-    device = x.device.type
-    narrowed = is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if narrowed and torch.get_autocast_dtype(device) == torch.bfloat16:
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
         return torch.bfloat16
     return _at_least_float32(x)
 

@@ -8,7 +8,6 @@ copies have equal scores; of equal scores the lower row of the training set come
 candidates, in float32. Where its rounding could have lost a neighbour, the query is searched again in float64.
 """
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -74,8 +73,10 @@ class Search:
 
     def answers(self) -> Iterator[Answer]:
         """As `neighbours` yields them, a picture being its own nearest."""
+        from dino.runtime.distributed import usable_cores
+
         # numpy lets others compute meanwhile: the cores share the queries.
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(usable_cores()) as threads:
             yield from self._answers(threads)
 
     def _answers(self, threads: ThreadPoolExecutor) -> Iterator[Answer]:

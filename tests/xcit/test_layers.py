@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xcit import layers
 from xcit.layers import (
@@ -166,6 +167,37 @@ def test_without_gradients_the_block_gives_the_same_and_leaves_its_input_alone(t
     with torch.no_grad():
         torch.testing.assert_close(block(x, 2, 3), expected)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("count", [6, 45])
+def test_without_gradients_the_layout_of_the_input_does_not_matter(count: int) -> None:
+    block = randomised(XCABlock(dim=DIM, num_heads=HEADS, mlp_ratio=2.0, eta=1.0)).eval()
+    x = tokens(count=count)
+    channels_first = x.transpose(1, 2).contiguous().transpose(1, 2)
+    longer = torch.cat([x[:, :1], x], dim=1)[:, 1:]
+    expected = block(x, count // 3, 3)
+    with torch.no_grad():
+        for same in (channels_first, longer):
+            assert not same.is_contiguous()
+            torch.testing.assert_close(block(same, count // 3, 3), expected)
+
+
+class CountedOperations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def test_elsewhere_than_on_a_cpu_more_images_and_tokens_take_no_more_operations() -> None:
+    block = XCABlock(dim=DIM, num_heads=HEADS, mlp_ratio=2.0, eta=1.0).eval().to("meta")
+    counts = []
+    for images, side in ((2, 2), (64, 100)):
+        with torch.no_grad(), CountedOperations() as operations:
+            assert block(torch.empty(images, side**2, DIM, device="meta"), side, side).shape[0] == images
+        counts.append(operations.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_the_class_token_alone_is_that_of_all_tokens() -> None:
