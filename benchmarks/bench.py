@@ -54,4 +54,4 @@ def comparisons_of(name: str, settings: dict[str, Any]) -> list[Comparison]:
 
 
 if __name__ == "__main__":
-    command(BenchOptions, measure, prog="python benchmarks/bench.py", description=__doc__ or "")
+    command(BenchOptions, measure, prog="benchmarks/bench.py", description=__doc__ or "")

@@ -196,4 +196,4 @@ def draw(options: ForwardOptions) -> None:
 
 
 if __name__ == "__main__":
-    command(ForwardOptions, measure, prog="python benchmarks/forward.py", description=__doc__ or "")
+    command(ForwardOptions, measure, prog="benchmarks/forward.py", description=__doc__ or "")

@@ -219,4 +219,4 @@ PARTS: dict[str, tuple[Callable[[GpuOptions], Iterator[Comparison]], float]] = {
 
 
 if __name__ == "__main__":
-    command(GpuOptions, measure, prog="python benchmarks/gpu.py", description=__doc__ or "")
+    command(GpuOptions, measure, prog="benchmarks/gpu.py", description=__doc__ or "")

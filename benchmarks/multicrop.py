@@ -164,4 +164,4 @@ def measure(options: MulticropOptions) -> None:
 
 
 if __name__ == "__main__":
-    command(MulticropOptions, measure, prog="python benchmarks/multicrop.py", description=__doc__ or "")
+    command(MulticropOptions, measure, prog="benchmarks/multicrop.py", description=__doc__ or "")

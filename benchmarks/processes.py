@@ -195,6 +195,6 @@ if __name__ == "__main__":
     command(
         ProcessesOptions,
         measure,
-        prog="python benchmarks/processes.py",
+        prog="benchmarks/processes.py",
         description="Pictures per second with one process and with several, and what they wait for.",
     )
