@@ -162,24 +162,26 @@ def _training(options: ProcessesOptions, processes: int) -> TrainOptions:
 
 
 def _feed(training: TrainOptions, device: Any) -> tuple[Any, Any]:
+    from functools import partial
+
     from dino.feed import Feed
-    from dino.loader import EpochOrder
+    from dino.loader import EpochOrder, create_loader, joined
     from dino.plan import create_views
     from dino.runtime import distributed
     from dino.runtime.interruption import Interruption
     from dino.runtime.pictures import open_pictures
 
     pictures = open_pictures(training.data_path)
-    feed = Feed(
+    workers = distributed.share_cores(device, training.num_workers)
+    open_loader = partial(
+        create_loader,
         pictures,
         create_views(training, device),
-        Interruption(),
         enough=4 * training.global_crops_size,
-        max_broken=0,
-        num_workers=distributed.share_cores(device, training.num_workers),
+        num_workers=workers,
         pin_memory=device.type == "cuda",
-        say=print,
     )
+    feed = Feed(open_loader, Interruption(), join=joined, max_broken=0, num_workers=workers, say=print)
     order = EpochOrder(
         len(pictures),
         global_batch=training.batch_size,

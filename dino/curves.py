@@ -28,7 +28,7 @@ _DPI = 110
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
     """One curve over the epochs; the keys are those of a row of `log.txt`."""
 
     key: str
@@ -39,11 +39,11 @@ class _Panel:
     references: Mapping[str, str] = field(default_factory=dict)  # key of a level to compare with -> its label
 
 
-_PANELS = (
-    _Panel("train_loss", "Loss", "nats", references={"ln_k": "ln K: uniform output"}),
-    _Panel("teacher_entropy", "Teacher entropy", "nats", references={"ln_k": "ln K: uniform"}),
-    _Panel("kl", "KL(teacher ‖ student)", "nats"),
-    _Panel(
+PANELS = (
+    Panel("train_loss", "Loss", "nats", references={"ln_k": "ln K: uniform output"}),
+    Panel("teacher_entropy", "Teacher entropy", "nats", references={"ln_k": "ln K: uniform"}),
+    Panel("kl", "KL(teacher ‖ student)", "nats"),
+    Panel(
         "knn",
         "k-NN",
         "top-1 accuracy, %",
@@ -51,22 +51,22 @@ _PANELS = (
         sparse=True,
         references={"knn_random": "random network", "knn_init": "given weights"},
     ),
-    _Panel("feature_std", "Feature spread", "deviation per dimension"),
-    _Panel("effective_rank", "Effective rank of features", "dimensions"),
-    _Panel("train_lr", "Learning rate"),
-    _Panel("train_wd", "Weight decay"),
+    Panel("feature_std", "Feature spread", "deviation per dimension"),
+    Panel("effective_rank", "Effective rank of features", "dimensions"),
+    Panel("train_lr", "Learning rate"),
+    Panel("train_wd", "Weight decay"),
 )
 
 
-def draw_curves(log: Log, path: Path) -> None:
+def draw_curves(log: Log, path: Path, panels: Sequence[Panel] = PANELS) -> None:
     """Draw the rows of `log.txt` as a PNG; under its final name the file is whole or not there.
 
     A curve whose key is nowhere in the log gets no panel; values that are missing or not finite leave gaps.
     Of rows with the same epoch (a run that was resumed) the last one counts.
 
     Args:
-        log: rows with `epoch` and any of `train_loss`, `loss_over_ln_k`, `teacher_entropy`, `kl`, `knn` and
-            `knn_random` (in %), `feature_std`, `effective_rank`, `train_lr`, `train_wd`.
+        log: rows with `epoch` and any of the panels' keys, and `loss_over_ln_k`.
+        panels: what is drawn; those of a pre-training where nothing else is said.
 
     Raises:
         UserError: the file cannot be written.
@@ -76,7 +76,7 @@ def draw_curves(log: Log, path: Path) -> None:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = _by_epoch(log)
-    panels = [panel for panel in _PANELS if np.isfinite(_values(rows, panel.key)).any()]
+    panels = [panel for panel in panels if np.isfinite(_values(rows, panel.key)).any()]
     columns = max(1, min(_COLUMNS, len(panels)))
     lines = max(1, math.ceil(len(panels) / columns))
     size = (_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * lines)
@@ -110,7 +110,7 @@ def _values(rows: Log, key: str) -> NDArray[np.float64]:
     return np.where(np.isfinite(values), values, math.nan)
 
 
-def _draw(axes: "Axes", panel: _Panel, rows: Log) -> None:
+def _draw(axes: "Axes", panel: Panel, rows: Log) -> None:
     epochs, values = _values(rows, "epoch"), _values(rows, panel.key)
     there = np.isfinite(values)
     if panel.sparse:  # one line through the epochs that were measured
@@ -166,7 +166,7 @@ def _draw_reference(axes: "Axes", values: NDArray[np.float64], label: str) -> No
     )
 
 
-def _dress(axes: "Axes", panel: _Panel) -> None:
+def _dress(axes: "Axes", panel: Panel) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_title(panel.title, loc="left", fontsize=10, fontweight="bold", color=_INK)

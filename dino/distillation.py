@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dino.collapse import feature_measures, output_measures
+from dino.copies import Copies
 from dino.loss import dino_loss, koleo_loss
 from dino.network import MultiCropNetwork, Output
 from dino.optimizer import (
@@ -102,7 +103,7 @@ class SelfDistillation:
         A step whose loss or gradients are not finite changes nothing. With AdamW on CUDA the host does not wait for
         the device: not to skip the step either.
         """
-        before = _Copies(self._statistics)
+        before = Copies(self._statistics)
         set_rates(self.optimizer, rates.lr, rates.weight_decay)
         self._hold_last_layer(rates.hold_last_layer)
         self.optimizer.zero_grad(set_to_none=True)
@@ -234,31 +235,6 @@ class _Seen(NamedTuple):
             taught.features_VBC[0],
             taught.logits_VBK.float().mean(dim=(0, 1)),
         )
-
-
-class _Copies:
-    """The values of tensors before a step, to be taken back.
-
-    In one piece for each dtype: there are many and small ones, and a GPU is started for each.
-    """
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._of_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in tensors:
-            self._of_dtype.setdefault(tensor.dtype, []).append(tensor)
-        self._values = {dtype: _in_one(same) for dtype, same in self._of_dtype.items()}
-
-    def restore_unless(self, kept: Tensor) -> None:
-        """Where the bool scalar is false; not multiplied by it, which nan would survive."""
-        for dtype, tensors in self._of_dtype.items():
-            values = torch.where(kept, _in_one(tensors), self._values[dtype])
-            parts = values.split([tensor.numel() for tensor in tensors])
-            shaped = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
-            torch._foreach_copy_(tensors, shaped)
-
-
-def _in_one(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def follow_if(finite: Tensor, teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:

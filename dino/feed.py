@@ -1,18 +1,13 @@
 """What all processes of a run are fed with, step by step, until the end or until one of them has to stop."""
 
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from PIL import Image
-from torch.utils.data import DataLoader
-
-from dino.loader import Batch, BrokenPictures, EpochOrder, create_loader, steady_batches
-from dino.multicrop import Views
+from dino.loader import BrokenPictures, EpochOrder, steady_batches
 from dino.runtime import distributed
 from dino.runtime.interruption import Interruption
 from dino.runtime.options import Interrupted, UserError
-from dino.runtime.pictures import Pictures
 
 _LONG_WAIT_SECONDS = 30.0
 _LONG_WAIT_SHARE = 0.3
@@ -25,12 +20,35 @@ class _News(NamedTuple):
     signal_name: str
 
 
-class Feed:
-    """Batches of views, and word of what concerns all processes.
+class Readable(Protocol):
+    """What a feed asks of a batch."""
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        """Name and reason of each picture that could not be read."""
+        ...
+
+    @property
+    def whole(self) -> bool:
+        """Whether there is something to compute with."""
+        ...
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Readable)
+
+
+def _one_part(parts: tuple[AnyBatch, ...]) -> AnyBatch:
+    raise AssertionError(f"a step of {len(parts)} parts, and nothing to put them together")
+
+
+class Feed(Generic[AnyBatch]):
+    """Batches, and word of what concerns all processes.
 
     Args:
-        enough: see `loader.ViewsOfPictures`.
+        open_loader: the loader of an order; see `loader.create_loader`.
+        join: puts the parts of a step together, where it has several; see `loader.joined`.
         max_broken: see `loader.BrokenPictures`.
+        num_workers: of the loaders, for a hint.
         say: prints a line of the whole run.
 
     Attributes:
@@ -39,28 +57,24 @@ class Feed:
 
     def __init__(
         self,
-        pictures: Pictures,
-        transform: Callable[[Image.Image], Views],
+        open_loader: Callable[[EpochOrder], Iterable[AnyBatch]],
         interruption: Interruption,
         *,
-        enough: int,
+        join: Callable[[tuple[AnyBatch, ...]], AnyBatch] = _one_part,
         max_broken: int,
         num_workers: int,
-        pin_memory: bool,
         say: Callable[[str], None],
     ) -> None:
-        self.pictures = pictures
-        self.transform = transform
+        self.open_loader = open_loader
         self.interruption = interruption
-        self.enough = enough
+        self.join = join
         self.num_workers = num_workers
-        self.pin_memory = pin_memory
         self.say = say
         self.broken = BrokenPictures(max_broken)
         self.waited = 0.0
         self._said_so = False
 
-    def batches(self, order: EpochOrder) -> Iterator[Batch]:
+    def batches(self, order: EpochOrder) -> Iterator[AnyBatch]:
         """One for each step.
 
         Raises:
@@ -68,7 +82,7 @@ class Feed:
             Interrupted: a signal came; its name.
             RankFailed: see `loader.steady_batches`.
         """
-        batches = steady_batches(self._open_loader, order, say=_say_as_this_process)
+        batches = steady_batches(self.open_loader, order, join=self.join, say=_say_as_this_process)
         while True:
             began = time.monotonic()
             batch = next(batches, None)
@@ -88,17 +102,7 @@ class Feed:
             "processes: give more cores and --num_workers, smaller pictures, or a faster disk"
         ]
 
-    def _open_loader(self, order: EpochOrder) -> DataLoader[Batch]:
-        return create_loader(
-            self.pictures,
-            self.transform,
-            order,
-            enough=self.enough,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-        )
-
-    def _hear_all(self, batch: Batch) -> None:
+    def _hear_all(self, batch: AnyBatch) -> None:
         own = _News(batch.broken, self.interruption.signal_name)
         news = distributed.gather([own] if any(own) else [])
         broken = [entry for each in news for entry in each.broken]
@@ -106,7 +110,7 @@ class Feed:
             self.say(line)
         if broken:
             self.broken.check()
-            if distributed.gather([] if batch.views else [distributed.rank()]):
+            if distributed.gather([] if batch.whole else [distributed.rank()]):
                 raise UserError("no readable picture is left for a step: see the list above")
         signals = sorted({each.signal_name for each in news} - {""})
         if signals:

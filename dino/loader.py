@@ -7,7 +7,7 @@ seeded by (seed, epoch, picture). A run therefore resumes at any picture, with a
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,8 @@ from dino.runtime.interruption import outlive_interruption
 from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures
 from dino.runtime.workers import steady
+
+AnyBatch = TypeVar("AnyBatch")
 
 Key: TypeAlias = tuple[int, int]  # epoch, index of the picture
 
@@ -38,6 +40,11 @@ class Batch(NamedTuple):
     views: list[Tensor]
     broken: list[tuple[str, str]]
     distortions: Tensor | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether there is something to compute with."""
+        return bool(self.views)
 
 
 def mixed_seed(*numbers: int) -> int:
@@ -56,6 +63,8 @@ class EpochOrder(Sampler[list[Key]]):
         seed: of the permutations.
         epoch, samples: epochs that are done, and pictures of the next.
         parts: lists that a rank's share of a step comes in, equally long.
+        repeats: how often a picture comes in a row, for repeated augmentation (Hoffer et al. 2020). An epoch is as
+            long as without: it leaves out pictures. The first number of a key then tells repetitions apart too.
     """
 
     count: int
@@ -67,6 +76,7 @@ class EpochOrder(Sampler[list[Key]]):
     rank: int = 0
     world_size: int = 1
     parts: int = 1
+    repeats: int = 1
 
     def __len__(self) -> int:
         """Lists that are left."""
@@ -77,12 +87,19 @@ class EpochOrder(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         of_part = self.global_batch // self.world_size // self.parts
         for epoch in range(self.epoch, self.epochs):
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            keys = self._keys(epoch)
             first = self.samples if epoch == self.epoch else 0
             for start in range(first, self.count - self.global_batch + 1, self.global_batch):
-                mine = order[start : start + self.global_batch][self.rank :: self.world_size].tolist()
+                mine = keys[start : start + self.global_batch][self.rank :: self.world_size].tolist()
                 for place in range(0, len(mine), of_part):
-                    yield [(epoch, index) for index in mine[place : place + of_part]]
+                    yield [(turn, index) for turn, index in mine[place : place + of_part]]
+
+    def _keys(self, epoch: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """(count, 2): the keys of an epoch in their order."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+        places = np.arange(self.count)
+        turns = epoch * self.repeats + places % self.repeats
+        return np.stack([turns, order[places // self.repeats]], axis=1)
 
     def after(self, steps: int) -> "EpochOrder":
         """The rest when so many steps more are done."""
@@ -166,7 +183,8 @@ def _together(samples: Sequence[Batch], put: Callable[[tuple[Tensor, ...]], Tens
     return Batch(views, broken, put(distortions) if distortions else None)
 
 
-def _begin_worker(worker: int) -> None:
+def begin_worker(worker: int) -> None:
+    """For the loading processes of a run, which go on when a signal asks the run to end."""
     outlive_interruption(worker)
     if cv2.getNumThreads() != 1:  # a process that is not a fork
         cv2.setNumThreads(1)
@@ -193,26 +211,36 @@ def create_loader(
         collate_fn=_stack,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own, or starting the loader would draw from the run's
-        worker_init_fn=_begin_worker,
+        worker_init_fn=begin_worker,
     )
 
 
 def steady_batches(
-    open_loader: Callable[[EpochOrder], Iterable[Batch]], order: EpochOrder, *, say: Callable[[str], None]
-) -> Iterator[Batch]:
-    """One batch for each step, its parts put together, from workers that may die: see `workers.steady`.
+    open_loader: Callable[[EpochOrder], Iterable[AnyBatch]],
+    order: EpochOrder,
+    *,
+    join: Callable[[tuple[AnyBatch, ...]], AnyBatch],
+    say: Callable[[str], None],
+) -> Iterator[AnyBatch]:
+    """One batch for each step from workers that may die: see `workers.steady`.
 
     Args:
         open_loader: the loader of an order.
+        join: puts the parts of a step together.
     """
 
-    def rest(done: int) -> Iterator[Batch]:
+    def rest(done: int) -> Iterator[AnyBatch]:
         steps, parts = divmod(done, order.parts)
         return itertools.islice(open_loader(order.after(steps)), parts, None)
 
     parts = steady(rest, say=say)
     while step := tuple(itertools.islice(parts, order.parts)):
-        yield _together(step, torch.cat) if len(step) > 1 else step[0]
+        yield join(step) if len(step) > 1 else step[0]
+
+
+def joined(parts: tuple[Batch, ...]) -> Batch:
+    """The parts of a step as one batch."""
+    return _together(parts, torch.cat)
 
 
 class BrokenPictures:

@@ -72,13 +72,30 @@ def peak_memory(device: torch.device) -> str:
     return _gib(peak if sys.platform == "darwin" else 1024 * peak)  # macOS counts bytes, Linux KiB
 
 
-@contextmanager
-def explaining_shortage(at_once: int, accumulate: int) -> Iterator[None]:
-    """No memory left in a step becomes a sentence that says what to lower.
+def smaller_steps(at_once: int, accumulate: int) -> str:
+    """What a pre-training can do about too little memory.
 
     Args:
         at_once: pictures that are computed together.
         accumulate: parts of a step.
+    """
+    fewest = next((factor for factor in range(2, at_once + 1) if at_once % factor == 0), 1)
+    in_parts = (
+        f"--accumulate {fewest * accumulate} and, without --batch_size, --batch_size_per_gpu {at_once // fewest}, "
+        "which leave a step its pictures; or "
+        if fewest > 1
+        else ""
+    )
+    return f"{in_parts}--grad_checkpointing true, fewer --local_crops_number or a smaller --out_dim"
+
+
+@contextmanager
+def explaining_shortage(at_once: int, advice: str) -> Iterator[None]:
+    """No memory left in a step becomes a sentence that says what to lower.
+
+    Args:
+        at_once: pictures that are computed together.
+        advice: options to give.
 
     Raises:
         RankFailed: in this process alone; the others come to know when it has ended.
@@ -88,16 +105,8 @@ def explaining_shortage(at_once: int, accumulate: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not _is_shortage(error):
             raise
-        fewest = next((factor for factor in range(2, at_once + 1) if at_once % factor == 0), 1)
-        in_parts = (
-            f"--accumulate {fewest * accumulate} and, without --batch_size, --batch_size_per_gpu {at_once // fewest}, "
-            "which leave a step its pictures; or "
-            if fewest > 1
-            else ""
-        )
         raise RankFailed(
-            f"{this_process()} has too little memory for {at_once} pictures at once: give {in_parts}"
-            "--grad_checkpointing true, fewer --local_crops_number or a smaller --out_dim"
+            f"{this_process()} has too little memory for {at_once} pictures at once: give {advice}"
         ) from error
 
 

@@ -6,10 +6,9 @@
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from dino.batched_distortions import OnDevice
 from dino.collapse import CollapseWatch
 from dino.curves import draw_curves
 from dino.feed import Feed
-from dino.loader import EpochOrder, mixed_seed
-from dino.memory import explaining_shortage, peak_memory
+from dino.loader import Batch, EpochOrder, create_loader, joined, mixed_seed
+from dino.memory import explaining_shortage, peak_memory, smaller_steps
 from dino.nonfinite import source_of_nonfinite
 from dino.plan import (
     check_options,
@@ -35,12 +34,11 @@ from dino.plan import (
 from dino.prefetch import Prefetch
 from dino.resume import check_agreement, new_pictures, resume_or_start
 from dino.runtime import checkpoint, distributed
-from dino.runtime.claim import claimed
-from dino.runtime.files import make_writable
 from dino.runtime.interruption import Interruption
 from dino.runtime.options import Interrupted, RunStopped, UserError
 from dino.runtime.pictures import open_pictures
 from dino.runtime.run_log import EpochMeans, RunLog
+from dino.runtime.running import running
 from dino.step_result import StepResult, UnreadResults
 from dino.summary import closing_lines, opening_lines
 from dino.train_options import TrainOptions
@@ -63,23 +61,15 @@ def pretrain(options: TrainOptions) -> None:
         RankFailed: this process ended for a reason of its own; the last checkpoint is what is left.
     """
     device = distributed.pick_device(options.device, options.local_rank)
-    with (
-        Interruption() as interruption,
-        distributed.deterministic(options.deterministic),
-        distributed.processes(device, dist_url=options.dist_url),
-        warnings.catch_warnings(),
-        ExitStack() as stack,
-    ):
-        # Of DistributedDataParallel, for depthwise convolutions, whose two layouts are the same memory.
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        with distributed.together():
-            check_options(options)
-            folder = Path(options.output_dir)
-            make_writable(folder, "--output_dir")
-            if distributed.is_main():
-                # After a restart the process before may be alive, on another machine, until it gives up the others.
-                patience = 60 * options.wait_minutes if distributed.restart_note() else 0
-                stack.enter_context(claimed(folder, "--output_dir", patience=patience))
+    folder = Path(options.output_dir)
+    with running(
+        folder,
+        device,
+        check=partial(check_options, options),
+        dist_url=options.dist_url,
+        wait_minutes=options.wait_minutes,
+        deterministic=options.deterministic,
+    ) as interruption:
         run = Pretraining(options, device, interruption)
         # Only from here on: a slow disk may have been searched until now.
         distributed.wait_at_most(timedelta(minutes=options.wait_minutes))
@@ -100,6 +90,7 @@ class Pretraining:
         self.precision = distributed.pick_precision("fp32" if full_precision else options.precision, device)
         self.workers = distributed.share_cores(device, options.num_workers)
         self.global_batch, self.at_once = share_of_step(options)
+        self.advice = smaller_steps(self.at_once, options.accumulate)
         self.distillation = create_distillation(options, device, self.precision)
         with distributed.together():
             self.pictures = open_pictures(options.data_path)
@@ -176,7 +167,7 @@ class Pretraining:
             step = self._steps_done()
             # The state of the generator is a function of the step: nothing of it needs to be saved.
             torch.manual_seed(mixed_seed(self.options.seed, step, distributed.rank()))
-            with explaining_shortage(self.at_once, self.options.accumulate):
+            with explaining_shortage(self.at_once, self.advice):
                 self.unread.add(step, self.distillation.step(views, self.plan.rates(step)))
             self.progress = dataclasses.replace(
                 self.progress, samples=self.progress.samples + self.global_batch
@@ -196,22 +187,28 @@ class Pretraining:
     def _next(self, upcoming: Iterator[list[Tensor]]) -> list[Tensor] | None:
         """What stops all processes before a step finds the steps before it saved."""
         try:
-            with explaining_shortage(self.at_once, self.options.accumulate):
+            with explaining_shortage(self.at_once, self.advice):
                 return next(upcoming, None)
         except UserError:
             if self._steps_done() > self.first_step:
                 self._save()
             raise
 
-    def _create_feed(self) -> Feed:
-        return Feed(
+    def _create_feed(self) -> Feed[Batch]:
+        open_loader = partial(
+            create_loader,
             self.pictures,
             create_views(self.options, self.device),
-            self.interruption,
             enough=_ENOUGH_FOR_CROPS * self.options.global_crops_size,
-            max_broken=self.options.max_broken,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+        )
+        return Feed(
+            open_loader,
+            self.interruption,
+            join=joined,
+            max_broken=self.options.max_broken,
+            num_workers=self.workers,
             say=self.log.say,
         )
 

@@ -1,7 +1,5 @@
 """Where a run starts: at the checkpoint in its folder, else from given weights, else from random ones."""
 
-import dataclasses
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from dino.distillation import SelfDistillation, teacher_of
 from dino.runtime import checkpoint, distributed
 from dino.runtime.backbones import load_backbone_weights
+from dino.runtime.changed_options import changed_options, changes_line, stored_options
 from dino.runtime.options import UserError
 from dino.train_options import TrainOptions
 
@@ -81,13 +80,13 @@ def new_pictures(progress: checkpoint.Progress, now: int) -> list[str]:
 def _resume(
     parts: SelfDistillation, content: Mapping[str, Any], folder: Path, options: TrainOptions
 ) -> tuple[checkpoint.Progress, list[str]]:
-    stored = _stored_options(content.get("args"))
+    stored = stored_options(content.get("args"))
     if options.init_from and options.init_from != stored.get("init_from"):
         raise UserError(
             f"{folder} holds a run that did not start from {options.init_from}: leave out --init_from to continue "
             "it, or give another --output_dir"
         )
-    changed = _changed_options(stored, options)
+    changed = changed_options(stored, options, besides=_OF_THE_MACHINE | {"init_from"})
     # The original's names for backbones are not all ours; whether its weights fit is seen below.
     if "progress" not in content:
         changed.pop("arch", None)
@@ -103,24 +102,5 @@ def _resume(
     within = f" and {progress.samples:,} pictures of the next" if progress.samples else ""
     lines = [f"resumed:   {folder} after {progress.epoch} epochs{within}"]
     if changed:
-        pairs = (f"--{name} {before} -> {now}" for name, (before, now) in changed.items())
-        lines.append(f"changed:   {', '.join(pairs)}")
+        lines.append(changes_line(changed))
     return progress, lines
-
-
-def _stored_options(args: object) -> dict[str, Any]:
-    """By name, as far as they are known; the original's are a Namespace."""
-    named = vars(args) if isinstance(args, Namespace) else args
-    if not isinstance(named, Mapping):
-        return {}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
-
-
-def _changed_options(stored: Mapping[str, Any], options: TrainOptions) -> dict[str, tuple[Any, Any]]:
-    """Options whose values are not those of the stored run, as (before, now)."""
-    now = dataclasses.asdict(options)
-    return {
-        name: (value, now[name])
-        for name, value in stored.items()
-        if name in now and name not in _OF_THE_MACHINE | {"init_from"} and value != now[name]
-    }

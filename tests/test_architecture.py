@@ -34,6 +34,7 @@ FLOORS = [
             ),
             *(
                 "step_result",
+                "copies",
                 "distillation",
                 "nonfinite",
                 "loader",
@@ -48,7 +49,7 @@ FLOORS = [
     ["dino.evaluation", "dino.attention", "dino.curves"],
     ["dino.monitor"],
     ["dino." + name for name in ("plan", "resume", "summary", "pretraining")],
-    ["dino.train"],
+    ["dino.train", "dino.downstream"],
     ["dino.slurm", "dino.slurm_job", "dino.slurm_options"],
 ]
 

@@ -7,22 +7,18 @@
 B images, N patch tokens, C channels.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from xcit.embedding import FourierPosition, PatchEmbedding
-from xcit.layers import ClassAttentionBlock, XCABlock
+from xcit.layers import ClassAttentionBlock
+from xcit.trunk import INIT_STD, Trunk, frozen_statistics, init_linear
 
 _CLASS_BLOCKS = 2
-_INIT_STD = 0.02
 
 
-class XCiT(nn.Module):
+class XCiT(Trunk):
     """Images (B, in_chans, H, W), of any H and W, to logits (B, num_classes) or class tokens (B, C).
 
     Args:
@@ -52,28 +48,18 @@ class XCiT(nn.Module):
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}")
-        self.embed_dim = self.num_features = embed_dim
-        self.patch_size = patch_size
-        self.num_heads = num_heads
-        self.num_classes = num_classes
-        self.grad_checkpointing = False
-
-        self.patch_embed = PatchEmbedding(patch_size=patch_size, embed_dim=embed_dim, in_chans=in_chans)
-        self.pos_embeder = FourierPosition(embed_dim)  # spelled as in the published weights' keys
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.blocks = nn.ModuleList(
-            XCABlock(
-                dim=embed_dim,
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                eta=eta,
-                drop_path_rate=drop_path_rate,
-            )
-            for _ in range(depth)
+        super().__init__(
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            eta=eta,
+            mlp_ratio=mlp_ratio,
+            in_chans=in_chans,
+            drop_path_rate=drop_path_rate,
         )
+        self.num_classes = num_classes
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.cls_attn_blocks = nn.ModuleList(
             ClassAttentionBlock(
                 dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, eta=eta, tokens_norm=tokens_norm
@@ -82,8 +68,8 @@ class XCiT(nn.Module):
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = _head(embed_dim, num_classes)
-        nn.init.trunc_normal_(self.cls_token, std=_INIT_STD)
-        self.apply(_init_linear)
+        nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
+        self.init_weights()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes), or class tokens (B, C) without a head; the same in every mode."""
@@ -97,27 +83,6 @@ class XCiT(nn.Module):
         """From `forward_features`' tokens to logits, or to the class token with `pre_logits`."""
         class_token = tokens[:, 0]
         return class_token if pre_logits else self.head(class_token)
-
-    def forward_patches(
-        self, images: Tensor, *, grid: tuple[int, int] | None = None, corner: tuple[int, int] = (0, 0)
-    ) -> Tensor:
-        """Patch tokens after all cross-covariance blocks: (B, rows, cols, C).
-
-        Args:
-            grid: (rows, cols) in patches of the larger picture that `images` are cut from, for their positions;
-                None: they are whole.
-            corner: (row, col) in patches where the cut begins.
-        """
-        if images.ndim != 4:
-            raise ValueError(f"images must be (images, channels, height, width), got {tuple(images.shape)}")
-        embedded = self.patch_embed(images)
-        rows, cols = embedded.shape[-2:]
-        embedded = embedded + self.pos_embeder(rows, cols, grid=grid, corner=corner)
-        # Contiguous tokens once, or every layer would work on transposed memory.
-        patches_BNC = embedded.flatten(2).transpose(1, 2).contiguous()
-        for block in self.blocks:
-            patches_BNC = self._run(block, patches_BNC, rows, cols)
-        return patches_BNC.unflatten(1, (rows, cols))
 
     def features_of(self, patches: Tensor) -> Tensor:
         """`forward_features` from what `forward_patches` gave, (B, rows, cols, C)."""
@@ -148,7 +113,7 @@ class XCiT(nn.Module):
             IndexError: there is no such block.
         """
         _check_class_block(block)
-        with _frozen_statistics(self):
+        with frozen_statistics(self):
             patches = self.forward_patches(images)
         return self.attention_to(patches, block)
 
@@ -181,45 +146,23 @@ class XCiT(nn.Module):
         device, dtype = self.cls_token.device, self.cls_token.dtype
         self.num_classes = num_classes
         self.head = _head(self.embed_dim, num_classes).to(device=device, dtype=dtype)
-        self.head.apply(_init_linear)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training: recompute each block in the backward pass."""
-        self.grad_checkpointing = enable
+        self.head.apply(init_linear)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters beyond biases and scales that weight decay should leave alone."""
         return {"cls_token"}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of parameters' names by depth, as timm's layer-wise learning rates take them."""
+        return {
+            "stem": r"^cls_token|pos_embeder|patch_embed",
+            "blocks": r"^blocks\.(\d+)" if not coarse else r"^blocks",
+            "cls_attn_blocks": [(r"^cls_attn_blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
     def _with_class_token(self, patches_BNC: Tensor) -> Tensor:
         class_token = self.cls_token.expand(patches_BNC.shape[0], -1, -1)
         return torch.cat([class_token, patches_BNC], dim=1)
-
-    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
-        if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
-            return block(*inputs)
-
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _frozen_statistics(block)
-
-        if (
-            torch.compiler.is_compiling()
-        ):  # the compiler takes no contexts, and recomputes without side effects
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
-
-
-@contextmanager
-def _frozen_statistics(part: nn.Module) -> Iterator[None]:
-    """Keep a forward that is recomputed, or only looks, from counting in batch norm's running statistics."""
-    with ExitStack() as undo:
-        for module in part.modules():
-            counted = getattr(module, "num_batches_tracked", None)
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and counted is not None:
-                undo.callback(setattr, module, "momentum", module.momentum)
-                undo.callback(setattr, module, "num_batches_tracked", counted)
-                module.momentum, module.num_batches_tracked = 0.0, counted.clone()
-        yield
 
 
 def _check_class_block(block: int) -> None:
@@ -229,11 +172,3 @@ def _check_class_block(block: int) -> None:
 
 def _head(embed_dim: int, num_classes: int) -> nn.Module:
     return nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
-
-
-def _init_linear(module: nn.Module) -> None:
-    """Truncated normal weights and zero biases; other layers keep PyTorch's initialisation."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=_INIT_STD)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -21,9 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from xcit.download import WeightsError, fetch, is_url, sha256
-from xcit.zoo import PUBLISHED, nearest
+from xcit.zoo import PUBLISHED, architecture_like, nearest
 
-__all__ = ["LoadReport", "WeightsError", "load_weights", "read_checkpoint", "read_state_dict", "resolve"]
+__all__ = [
+    "LoadReport",
+    "WeightsError",
+    "architecture_of",
+    "load_weights",
+    "read_checkpoint",
+    "read_state_dict",
+    "resolve",
+]
 
 # DINO's checkpoints hold their options as a Namespace (with a path in it, after its script for clusters), and
 # rates and decays as numpy's numbers. Some of these have had two names; none can run anything.
@@ -40,7 +48,9 @@ _SAFE_TYPES: list[Any] = [
 
 _WRAPPERS = ("module", "backbone")  # DistributedDataParallel; DINO's and detectors' networks
 _TIMM_CLASS_ATTENTION = re.compile(r"(cls_attn_blocks\.\d+\.attn)\.([qkv])\.(weight|bias)")
-_HEADS = ("head", "fc")  # where models keep their classifier
+_HEADS = ("head", "fc", "classifier")  # where models keep their classifier
+_AFTER_THE_TRUNK = ("cls_token", "cls_attn_blocks", "norm")
+_OF_A_VIT = ("cls_token", "patch_embed.proj.weight")
 _COUNTER = ".num_batches_tracked"  # of use only to batch norms without momentum, and absent from old files
 
 
@@ -103,8 +113,7 @@ def load_weights(
     fitting = {name: value for name, value in same_name.items() if value.shape == target[name].shape}
     missing = [name for name in target if name not in fitting and not name.endswith(_COUNTER)]
     unexpected = [name for name in state if name not in target]
-    has_head = any(_is_head(name) for name in target)
-    refused = [name for name in unexpected if has_head or not _is_head(name)]
+    refused = [name for name in unexpected if not _belongs_to_more(name, target)]
     if not fitting or ((missing or refused) and not allow_partial):
         raise WeightsError(_misfit(origin, state, target, missing, refused))
     model.load_state_dict(fitting, strict=False)
@@ -231,6 +240,14 @@ def _official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _belongs_to_more(name: str, target: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is of a part that follows on all that a model has: its head, and what makes a trunk an XCiT."""
+    part = name.split(".", 1)[0]
+    if part in _AFTER_THE_TRUNK:
+        return "cls_token" not in target and "pos_embeder.token_projection.weight" in target
+    return _is_head(name) and not any(map(_is_head, target))
+
+
 def _is_head(name: str) -> bool:
     return name.split(".", 1)[0] in _HEADS
 
@@ -265,17 +282,38 @@ def _misfit(
     )
 
 
+def architecture_of(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the XCiT whose blocks a state dict holds, under the names of `read_state_dict`, timm's too."""
+    measures = _measures(state)
+    return architecture_like(*measures) if measures else None
+
+
+def _measures(state: Mapping[str, Tensor]) -> tuple[int, int, int] | None:
+    """Depth, width and patch size of an XCiT; None for others."""
+    kernels = [
+        value
+        for name, value in state.items()
+        if value.ndim == 4 and re.fullmatch(r"patch_embed\.proj\.\d+\.0\.weight", name)
+    ]
+    depth = _depth(state)
+    return (depth, kernels[-1].shape[0], 2 ** len(kernels)) if kernels and depth else None
+
+
+def _depth(state: Mapping[str, Tensor]) -> int:
+    return len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
+
+
 def _looks_like(state: Mapping[str, Tensor]) -> str:
     """What architecture the names and shapes of a state dict give away, in plain words."""
-    depth = len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
-    if "cls_token" not in state or state["cls_token"].ndim != 3 or not depth:
+    measures = _measures(state)
+    if measures:
+        depth, width, patch_size = measures
+        return f"an XCiT of width {width}, depth {depth} and patch size {patch_size}"
+    depth = _depth(state)
+    if not depth or not all(state.get(name, torch.empty(())).ndim > 2 for name in _OF_A_VIT):
         return "neither an XCiT nor a ViT"
-    width = state["cls_token"].shape[-1]
-    if "patch_embed.proj.weight" in state:
-        patch_size = state["patch_embed.proj.weight"].shape[-1]
-        return f"a ViT of width {width}, depth {depth} and patch size {patch_size}"
-    halvings = sum(bool(re.fullmatch(r"patch_embed\.proj\.\d+\.0\.weight", name)) for name in state)
-    return f"an XCiT of width {width}, depth {depth} and patch size {2**halvings}"
+    width, patch_size = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[-1]
+    return f"a ViT of width {width}, depth {depth} and patch size {patch_size}"
 
 
 def _shape(tensor: Tensor) -> str:

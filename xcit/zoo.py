@@ -3,8 +3,11 @@
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from xcit.model import XCiT
+from xcit.pyramid import Pyramid
+from xcit.trunk import Trunk
 
 
 @dataclass(frozen=True)
@@ -170,15 +173,9 @@ def create_model(
         ValueError: the name is unknown; the nearest ones are offered.
         WeightsError: the weights cannot be had or do not fit.
     """
-    architecture = {**ARCHITECTURES, **MINIATURES}.get(name)
-    if architecture is None:
-        raise ValueError(f"unknown model '{name}'; {nearest(name, list_models(all=True))}")
+    architecture = _architecture(name)
     model = XCiT(
-        patch_size=architecture.patch_size,
-        embed_dim=architecture.embed_dim,
-        depth=architecture.depth,
-        num_heads=architecture.num_heads,
-        eta=architecture.eta,
+        **_of_the_blocks(architecture),
         tokens_norm=architecture.tokens_norm,
         num_classes=num_classes,
         in_chans=in_chans,
@@ -189,6 +186,57 @@ def create_model(
 
         load_weights(model, weights)
     return model
+
+
+def create_pyramid(
+    name: str, *, in_chans: int = 3, drop_path_rate: float = 0.0, weights: str | Path | None = None
+) -> Pyramid:
+    """A model's blocks as a pyramid of feature maps; what leads from them to the levels is freshly initialised.
+
+    Args:
+        name: see `list_models(all=True)`.
+        in_chans: channels of the images.
+        drop_path_rate: stochastic depth, in [0, 1).
+        weights: of a whole backbone: name in `PUBLISHED`, file, or URL; what comes after its blocks is left over.
+
+    Raises:
+        ValueError: the name is unknown; the nearest ones are offered.
+        WeightsError: the weights cannot be had or do not fit.
+    """
+    trunk = Trunk(**_of_the_blocks(_architecture(name)), in_chans=in_chans, drop_path_rate=drop_path_rate)
+    trunk.init_weights()
+    if weights is not None:
+        from xcit.weights import load_weights
+
+        load_weights(trunk, weights)
+    return Pyramid(trunk)
+
+
+def _architecture(name: str) -> Architecture:
+    known = {**ARCHITECTURES, **MINIATURES}
+    if name not in known:
+        raise ValueError(f"unknown model '{name}'; {nearest(name, list_models(all=True))}")
+    return known[name]
+
+
+def _of_the_blocks(architecture: Architecture) -> dict[str, Any]:
+    """What `Trunk` takes."""
+    return {
+        "patch_size": architecture.patch_size,
+        "embed_dim": architecture.embed_dim,
+        "depth": architecture.depth,
+        "num_heads": architecture.num_heads,
+        "eta": architecture.eta,
+    }
+
+
+def architecture_like(depth: int, embed_dim: int, patch_size: int) -> str | None:
+    """The name of the model with these measures, by which all of them differ; None where there is none."""
+    measures = (depth, embed_dim, patch_size)
+    for name, each in {**ARCHITECTURES, **MINIATURES}.items():
+        if (each.depth, each.embed_dim, each.patch_size) == measures:
+            return name
+    return None
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -195,7 +195,13 @@ def _evaluate(options: LinearOptions) -> None:
             source = _trained_classifier(options)
             subject = create_subject(options, device)
             classifier = load_classifier(source, tokens_of.width(subject.extractor)).to(device)
-            numbers = outputs_of(classifier, val.classes, classes, num_labels=options.num_labels)
+            numbers = outputs_of(
+                classifier.linear.out_features,
+                classifier.classes,
+                val.classes,
+                classes,
+                num_labels=options.num_labels,
+            )
         say(f"classifier of {classifier.linear.out_features} classes from {source}")
         scores = score(subject.extractor, tokens_of, classifier, val, numbers, progress="val pictures")
         if not distributed.is_main():

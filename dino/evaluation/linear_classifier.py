@@ -202,26 +202,27 @@ def score(
 
 
 def outputs_of(
-    classifier: LinearClassifier, names: Sequence[str], classes: Sequence[str], *, num_labels: int = 0
+    outputs: int, known: Sequence[str], names: Sequence[str], classes: Sequence[str], *, num_labels: int = 0
 ) -> np.ndarray:
     """Which output of a trained classifier each of the classes `names` is, int64.
 
     Args:
+        outputs: how many the classifier has.
+        known: names of its first outputs; empty where it does not say.
         classes: what it was trained on, as far as the data shows it, for one that does not say; `names` are among them.
         num_labels: how many it was given where they were meant to be more than the classes.
 
     Raises:
         UserError: they cannot be told.
     """
-    outputs = classifier.linear.out_features
-    if classifier.classes:
-        unknown = [name for name in names if name not in set(classifier.classes)]
+    if known:
+        unknown = [name for name in names if name not in set(known)]
         if unknown:
             raise UserError(
                 f"the classifier was not trained on {len(unknown)} of the {len(names)} classes of val, such as "
-                f"{unknown[0]}; it knows {', '.join(classifier.classes[:5])}"
+                f"{unknown[0]}; it knows {', '.join(known[:5])}"
             )
-        return class_numbers(names, classifier.classes)
+        return class_numbers(names, known)
     if outputs == NUM_CLASSES:
         numbers = imagenet_numbers(names)
         if numbers is not None:

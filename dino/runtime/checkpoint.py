@@ -183,13 +183,17 @@ def unpack(
         )
     states = [_unwrapped(content["student"]), _unwrapped(content["teacher"])]
     for network, state in zip((student, teacher), states, strict=True):
-        _check_fits(network, state)
+        check_fits(
+            network,
+            state,
+            "give the --arch, --out_dim and head options that it was trained with, or another --output_dir",
+        )
     stored_center = content["dino_loss"]["center"]
     if stored_center.shape != center.shape:
         raise UserError(
             f"the checkpoint has {stored_center.shape[-1]} prototypes, --out_dim asks for {center.shape[-1]}"
         )
-    ordered = _optimizer_state(content["optimizer"], states[0], student, optimizer)
+    ordered = optimizer_state(content["optimizer"], states[0], student, optimizer)
     student.load_state_dict(states[0])
     teacher.load_state_dict(states[1])
     optimizer.load_state_dict(ordered)
@@ -221,7 +225,15 @@ def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(_WRAPPED): value for name, value in state.items()}
 
 
-def _check_fits(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+def check_fits(network: nn.Module, state: Mapping[str, Tensor], advice: str) -> None:
+    """Compare the names and shapes of a checkpoint's tensors with a network's.
+
+    Args:
+        advice: what to do where they differ.
+
+    Raises:
+        UserError: they differ; the first difference is named.
+    """
     expected = network.state_dict()
     different = [
         f"{name} (file: {_shape(state.get(name))}, model: {_shape(expected.get(name))})"
@@ -231,8 +243,7 @@ def _check_fits(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     if different:
         raise UserError(
             f"the checkpoint is of another architecture: {len(different)} tensors differ, first "
-            f"{different[0]}; give the --arch, --out_dim and head options that it was trained with, "
-            "or another --output_dir"
+            f"{different[0]}; {advice}"
         )
 
 
@@ -240,16 +251,19 @@ def _shape(value: Tensor | None) -> str:
     return "absent" if value is None else "x".join(map(str, value.shape)) or "scalar"
 
 
-def _optimizer_state(
+def optimizer_state(
     stored: Mapping[str, Any],
     stored_student: Mapping[str, Tensor],
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
-    """The stored state under our numbering of the parameters.
+    """An optimizer's stored state under our numbering of the parameters.
 
     Optimizers number parameters by their order in the network, which may differ between implementations that agree
     on the names; the order of the stored student's tensors tells the file's.
+
+    Raises:
+        UserError: it is of other parameters.
     """
     name_of = {id(parameter): name for name, parameter in student.named_parameters()}
     group_of = {

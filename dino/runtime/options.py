@@ -51,7 +51,14 @@ class Interrupted(RunStopped):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: a failure for now, try again later
 
 
-def option(default: Any, help: str, *, choices: Sequence[str] = (), positional: bool = False) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    positional: bool = False,
+    aliases: Sequence[str] = (),
+) -> Any:
     """A dataclass field for one command-line option.
 
     Args:
@@ -59,8 +66,14 @@ def option(default: Any, help: str, *, choices: Sequence[str] = (), positional: 
         help: what it does, with its unit and the value that turns it off.
         choices: the words allowed, when there are only some.
         positional: it is given by its place, without a name.
+        aliases: other names, without hyphens before them.
     """
-    metadata = {"help": help, "choices": tuple(choices), "positional": positional}
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "positional": positional,
+        "aliases": tuple(f"--{name}" for name in aliases),
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -96,7 +109,8 @@ def parse_options(
 ) -> Options:
     """The options that `arguments` name, the rest from `default`.
 
-    Booleans are written `true` or `false`, and a name alone is true; hyphens and underscores in names are the same.
+    Booleans are written `true` or `false`, a name alone is true, and false with `no_` before it; hyphens and
+    underscores in names are the same.
 
     Raises:
         UserError: an unknown name or an impossible value.
@@ -133,7 +147,8 @@ def _form(options: type[Any]) -> type[Any]:
     for field in dataclasses.fields(options):
         choices = field.metadata.get("choices")
         kind: Any = Literal[choices] if choices else hints[field.name]
-        described: Any = Annotated[kind, tyro.conf.arg(help=field.metadata.get("help", ""))]
+        words = {"help": field.metadata.get("help", ""), "aliases": field.metadata.get("aliases") or None}
+        described: Any = Annotated[kind, tyro.conf.arg(**words)]
         if field.metadata.get("positional"):
             described = cast(Any, tyro.conf.Positional)[described]
         fields.append((field.name, described, dataclasses.field(default=field.default)))
@@ -141,14 +156,30 @@ def _form(options: type[Any]) -> type[Any]:
 
 
 def _with_values(options: type[Any], arguments: Sequence[str]) -> list[str]:
-    """`--evaluate --arch a` as `--evaluate true --arch a`: both are in use among the originals' scripts."""
-    booleans = {f"--{name}" for name, kind in get_type_hints(options).items() if kind is bool}
+    """`--evaluate --no-model-ema` as `--evaluate true --model_ema false`: all are in use among the originals."""
+    names = [f"--{name}" for name in _yes_or_no(options)]
+    negations = {f"--no_{name[2:]}": name for name in names}
     written: list[str] = []
     for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
+        name = argument.replace("-", "_").replace("__", "--", 1)
+        if name in negations:
+            written += [negations[name], "false"]
+            continue
         written.append(argument)
-        if argument.replace("-", "_").replace("__", "--", 1) in booleans and following.startswith("-"):
+        if name in names and following.startswith("-"):
             written.append("true")
     return written
+
+
+def _yes_or_no(options: type[Any]) -> list[str]:
+    """Options that take true and false, perhaps among other words."""
+    kinds = get_type_hints(options)
+    choices = {field.name: field.metadata.get("choices", ()) for field in dataclasses.fields(options)}
+    return [
+        name
+        for name, kind in kinds.items()
+        if kind is bool or {"true", "false"} <= set(choices.get(name, ()))
+    ]
 
 
 def _registry() -> ConstructorRegistry:

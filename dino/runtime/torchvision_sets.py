@@ -49,8 +49,11 @@ class TorchvisionPictures(Pictures):
             return picture.convert("RGB") if self.as_stored else rgb(picture)
 
 
-def open_torchvision_set(data_path: str, split: Split) -> TorchvisionPictures:
+def open_torchvision_set(data_path: str, split: Split, *, part: str = "") -> TorchvisionPictures:
     """The set `Name`, kept in torch's cache folder, or `Name:folder`.
+
+    Args:
+        part: the set's own name of the part to take; empty = the first of those that `split` is called.
 
     Raises:
         UserError: there is no such set, it has no such split, or it is neither there nor reachable.
@@ -70,8 +73,8 @@ def open_torchvision_set(data_path: str, split: Split) -> TorchvisionPictures:
             + (f"; did you mean {' or '.join(nearest)}?" if nearest else "")
         )
     folder = Path(root).expanduser() if root else Path(torch.hub.get_dir()).parent / "datasets"
-    dataset = _build(name, known[name], folder, split)
-    pictures = TorchvisionPictures(dataset, f"{name}/{split}")
+    dataset = _build(name, known[name], folder, split, part)
+    pictures = TorchvisionPictures(dataset, f"{name}/{part or split}")
     try:
         pictures.picture(0)
     except BrokenImageError as error:
@@ -93,7 +96,7 @@ def _known_sets() -> dict[str, type[Any]]:
     return known
 
 
-def _build(name: str, kind: type[Any], folder: Path, split: Split) -> Any:
+def _build(name: str, kind: type[Any], folder: Path, split: Split, part: str) -> Any:
     parameters = inspect.signature(kind).parameters
     fixed: dict[str, Any] = {}
     if "root" in parameters:
@@ -102,7 +105,8 @@ def _build(name: str, kind: type[Any], folder: Path, split: Split) -> Any:
     if "train" in parameters:
         fixed["train"] = split == "train"
     option = next((option for option in ("split", "image_set") if option in parameters), None)
-    choices = [{option: choice} for choice in _SPLITS[split]] if option else [{}]
+    names = (part,) if part else _SPLITS[split]
+    choices = [{option: name} for name in names] if option else [{}]
     # One process downloads, the others wait. A folder where nothing can be written needs no lock.
     writable = "root" in parameters and os.access(folder, os.W_OK)
     refusals = []

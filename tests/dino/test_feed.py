@@ -2,11 +2,13 @@
 
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
 
 from dino.feed import Feed
+from dino.loader import create_loader, joined
 from dino.runtime.interruption import Interruption
 from dino.runtime.options import Interrupted, UserError
 from tests.dino.test_loader import Colours, epoch_order, levels, noisy
@@ -14,14 +16,13 @@ from tests.dino.test_loader import Colours, epoch_order, levels, noisy
 
 def create_feed(pictures, interruption=None, *, max_broken=-1, transform=noisy):
     said = []
+    open_loader = partial(create_loader, pictures, transform, enough=8, num_workers=0, pin_memory=False)
     feed = Feed(
-        pictures,
-        transform,
+        open_loader,
         interruption or Interruption(),
-        enough=8,
+        join=joined,
         max_broken=max_broken,
         num_workers=0,
-        pin_memory=False,
         say=said.append,
     )
     return feed, said

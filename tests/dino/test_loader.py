@@ -17,6 +17,7 @@ from dino.loader import (
     ViewsOfPictures,
     _stack,
     create_loader,
+    joined,
     mixed_seed,
     steady_batches,
 )
@@ -177,7 +178,9 @@ def test_parts_of_a_step_come_together_with_what_is_to_be_done_to_them():
         return create_loader(Colours(8), drawn, order, num_workers=0, pin_memory=False)
 
     parts = list(open_loader(epoch_order(8, batch=4, epochs=1, parts=2)))
-    steps = list(steady_batches(open_loader, epoch_order(8, batch=4, epochs=1, parts=2), say=print))
+    steps = list(
+        steady_batches(open_loader, epoch_order(8, batch=4, epochs=1, parts=2), join=joined, say=print)
+    )
     assert len(steps) == 2 and len(parts) == 4
     for step, two in zip(steps, (parts[:2], parts[2:]), strict=True):
         assert torch.equal(step.views[0], torch.cat([part.views[0] for part in two]))
@@ -296,7 +299,7 @@ def steady(pictures, order, said, **settings):
     def open_loader(order):
         return create_loader(pictures, noisy, order, num_workers=2, pin_memory=False)
 
-    return steady_batches(open_loader, order, say=said.append)
+    return steady_batches(open_loader, order, join=joined, say=said.append)
 
 
 @pytest.mark.slow

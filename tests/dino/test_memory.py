@@ -3,7 +3,7 @@ import torch
 
 from dino.head import DinoHead
 from dino.loss import dino_loss
-from dino.memory import explaining_shortage, peak_memory, step_memory
+from dino.memory import explaining_shortage, peak_memory, smaller_steps, step_memory
 from dino.network import MultiCropNetwork
 from dino.runtime.backbones import create_backbone
 from dino.runtime.distributed import autocast
@@ -78,7 +78,7 @@ def test_the_peak_counts_what_was_freed_again():
     ],
 )
 def test_too_little_memory_is_a_sentence_that_says_what_to_lower(error):
-    with pytest.raises(RankFailed) as failure, explaining_shortage(8, 2):
+    with pytest.raises(RankFailed) as failure, explaining_shortage(8, smaller_steps(8, 2)):
         raise error
     assert str(failure.value) == (
         "this process has too little memory for 8 pictures at once: give --accumulate 4 and, without --batch_size, "
@@ -87,16 +87,16 @@ def test_too_little_memory_is_a_sentence_that_says_what_to_lower(error):
     )
     with (
         pytest.raises(RankFailed, match="for 1 pictures at once: give --grad_checkpointing"),
-        explaining_shortage(1, 2),
+        explaining_shortage(1, smaller_steps(1, 2)),
     ):
         raise error
 
 
 def test_a_real_shortage_is_recognised():
-    with pytest.raises(RankFailed, match="too little memory"), explaining_shortage(8, 1):
+    with pytest.raises(RankFailed, match="too little memory"), explaining_shortage(8, "less"):
         torch.empty(2**60)
 
 
 def test_other_errors_of_a_step_come_through():
-    with pytest.raises(RuntimeError, match="shapes"), explaining_shortage(8, 1):
+    with pytest.raises(RuntimeError, match="shapes"), explaining_shortage(8, "less"):
         raise RuntimeError("shapes do not fit")
