@@ -1,9 +1,10 @@
-"""A published number measured again, by the protocol behind it.
+"""Published numbers measured again, by the protocols behind them.
 
 python -m dino.evaluation.verify dino_xcit_small_12_p16 --data_path imagenet/
+python -m dino.evaluation.verify supervised --data_path imagenet/
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,12 @@ _TOP1, _KNN, _LINEAR = "supervised top-1", f"{_NEIGHBOURS}-NN", "linear"
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    name: str = option("", "Published weights, such as xcit_small_12_p16_224_dist.", positional=True)
+    name: str = option(
+        "",
+        "Published weights, such as xcit_small_12_p16_224_dist; supervised = all 42 of XCiT, dino = all of DINO, "
+        "one after the other.",
+        positional=True,
+    )
     data_path: str = option(
         "/path/to/imagenet/", "ImageNet: a folder that holds train/ (for k-NN) and val/, folders per class."
     )
@@ -78,26 +84,29 @@ class Comparison:
 def run(options: VerifyOptions) -> None:
     from dino.runtime import distributed
 
-    published = _published(options.name)
+    names = _names(options.name)
     check_results(Path(options.output_dir))
     device = distributed.pick_device(options.device, options.local_rank)
+    failed: list[str] = []
     with distributed.processes(device, dist_url=options.dist_url):
-        comparisons, facts = (
-            _supervised(options, published, device)
-            if published.top1 is not None
-            else _self_supervised(options, published, device)
-        )
-        if not distributed.is_main():
-            return
-    _report(options, comparisons, facts)
+        for name, published in names.items():
+            verify = _supervised if published.top1 is not None else _self_supervised
+            comparisons, facts = verify(options, published, device)
+            if distributed.is_main():
+                failed += _report(replace(options, name=name), comparisons, facts)
+        if failed and distributed.is_main():
+            raise RunStopped(f"not reproduced: {'; '.join(failed)}")
 
 
-def _published(name: str) -> "PublishedWeights":
-    from xcit.zoo import PUBLISHED, nearest
+def _names(asked: str) -> "dict[str, PublishedWeights]":
+    from xcit.zoo import DINO, PUBLISHED, SUPERVISED, nearest
 
-    if name not in PUBLISHED:
-        raise UserError(f"no published weights '{name}'; {nearest(name, list(PUBLISHED))}")
-    return PUBLISHED[name]
+    together = {"supervised": SUPERVISED, "dino": DINO}
+    if asked in together:
+        return together[asked]
+    if asked not in PUBLISHED:
+        raise UserError(f"no published weights '{asked}'; {nearest(asked, [*PUBLISHED, *together])}")
+    return {asked: PUBLISHED[asked]}
 
 
 def _supervised(
@@ -232,7 +241,8 @@ def _missing(classes: int, val: int, train: int | None = None) -> str | None:
     return what_is_missing(classes, val, train)
 
 
-def _report(options: VerifyOptions, comparisons: list[Comparison], facts: dict[str, Any]) -> None:
+def _report(options: VerifyOptions, comparisons: list[Comparison], facts: dict[str, Any]) -> list[str]:
+    """Print and keep the comparisons; returns those that fail, where they prove something."""
     print(f"{options.name:<28} {'published':>9} {'measured':>9} {'difference':>10}")
     for each in comparisons:
         verdict = "pass" if each.passes(options.tolerance) else "fail"
@@ -257,13 +267,12 @@ def _report(options: VerifyOptions, comparisons: list[Comparison], facts: dict[s
         **facts,
     }
     print(f"written to {write_results(Path(options.output_dir), f'verify {options.name}', entry)}")
-    failed = [each.measure for each in comparisons if not each.passes(options.tolerance)]
-    if failed and not short:
-        raise RunStopped(f"{options.name}: {', '.join(failed)} not reproduced")
+    failed = [f"{options.name}, {each.measure}" for each in comparisons if not each.passes(options.tolerance)]
+    return [] if short else failed
 
 
 def main(prog: str = "dino-verify") -> None:
-    command(VerifyOptions, run, prog=prog, description="Measure a published number again.")
+    command(VerifyOptions, run, prog=prog, description="Measure published numbers again.")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,21 @@ def levels(batch):
     return [int(level) for level in batch.views[0][:, 0, 0, 0]]
 
 
+def test_repeated_pictures_follow_each_other_in_an_epoch_that_is_no_longer():
+    order = epoch_order(12, batch=4, epochs=2, repeats=3)
+    lists = list(order)
+    assert len(lists) == len(order) == 6
+    keys = [key for batch in lists for key in batch]
+    assert len(set(keys)) == 24 and {turn for turn, _ in keys[:12]} == {0, 1, 2}
+    assert [index for _, index in keys[:12]] == [index for _, index in keys[:12:3] for _ in range(3)]
+    shares = [list(epoch_order(12, batch=4, epochs=2, repeats=3, rank=rank, world_size=2)) for rank in (0, 1)]
+    together = [
+        [key for pair in zip(*step, strict=True) for key in pair] for step in zip(*shares, strict=True)
+    ]
+    assert together == lists
+    assert list(order.after(4)) == lists[4:]
+
+
 def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order():
     shown = [levels(batch) for batch in batches(epoch_order())]
     assert len(shown) == 15

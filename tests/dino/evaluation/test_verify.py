@@ -105,7 +105,7 @@ def test_supervised_top1_is_measured_on_full_crops_with_the_models_own_head(
 
     monkeypatch.setattr(verify, "_missing", lambda *_: None)  # as if it were all of ImageNet
     sentence = run("xcit_pico_32", "--data_path", imagenet, *ON_CPU, "--tolerance", 0.05, code=1)
-    assert "xcit_pico_32: supervised top-1 not reproduced" in sentence
+    assert "not reproduced: xcit_pico_32, supervised top-1" in sentence
 
 
 def test_k_nn_and_the_published_classifier_are_measured_for_self_supervised_weights(imagenet, publish, run):
@@ -156,6 +156,22 @@ def test_classes_that_are_not_imagenets_are_numbered_and_said(imagenet, publish,
     publish(zoo.SUPERVISED, weights, url={"model": model.state_dict()})
     output = run("xcit_pico_16", "--data_path", imagenet, *ON_CPU)
     assert "the class folders do not bear ImageNet's names" in output and "proves nothing" in output
+
+
+def test_all_published_numbers_are_measured_one_after_the_other(imagenet, publish, run, monkeypatch):
+    assert len(verify._names("supervised")) == 42 and len(verify._names("dino")) == len(zoo.DINO)
+    for name in list(zoo.SUPERVISED):
+        monkeypatch.delitem(zoo.SUPERVISED, name)
+    torch.manual_seed(0)
+    model = xcit.create_model("xcit_pico_3_p8", num_classes=1000)
+    for name, published in (("first", 0.0), ("second", 100.0)):
+        weights = zoo.PublishedWeights(name, "xcit_pico_3_p8", "url", input_size=16, top1=published)
+        publish(zoo.SUPERVISED, weights, url={"model": model.state_dict()})
+    monkeypatch.setattr(verify, "_missing", lambda *_: None)
+    sentence = run("supervised", "--data_path", imagenet, *ON_CPU, code=1)
+    assert "not reproduced: second, supervised top-1" in sentence
+    results = json.loads((imagenet / "results.json").read_text())
+    assert [results[f"verify {name}"]["results"][0]["pass"] for name in ("first", "second")] == [True, False]
 
 
 def test_an_unknown_name_gets_the_nearest(run, imagenet):

@@ -38,7 +38,8 @@ def test_booleans_are_written_as_the_original_writes_them(word, value):
 class Probe:
     evaluate: bool = option(False, "Whether to score only.")
     as_stored: bool = option(True, "Whether to leave pictures alone.")
-    arch: str = option("auto", "Network.")
+    arch: str = option("auto", "Network.", aliases=("network", "net"))
+    crop: str = option("auto", "Whether to crop.", choices=("auto", "true", "false"))
     nb_knn: tuple[int, ...] = option((10,), "Neighbours.")
 
 
@@ -56,6 +57,13 @@ class Probe:
         ("--as_stored --evaluate", {"evaluate": True}),
         ("--nb_knn 1 20 --evaluate --arch a", {"evaluate": True, "nb_knn": (1, 20), "arch": "a"}),
         ("--evaluate=true", {"evaluate": True}),
+        ("--no-as-stored --evaluate", {"evaluate": True, "as_stored": False}),
+        ("--evaluate --no_as_stored", {"evaluate": True, "as_stored": False}),
+        ("--crop --evaluate", {"evaluate": True, "crop": "true"}),
+        ("--evaluate --no-crop", {"evaluate": True, "crop": "false"}),
+        ("--crop auto", {}),
+        ("--network a", {"arch": "a"}),
+        ("--net=a", {"arch": "a"}),
     ],
 )
 def test_the_name_of_a_boolean_alone_means_true(line, changes):
