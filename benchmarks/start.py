@@ -19,6 +19,7 @@ from dino.runtime.options import command, option
 COMMANDS = (
     *("dino.train", "dino.slurm", "dino.attention.visualize", "dino.attention.score"),
     *(f"dino.evaluation.{name}" for name in ("features", "eval_knn", "eval_linear", "verify", "compare")),
+    *(f"dino.downstream.{name}" for name in ("classify", "detect", "segment")),
 )
 
 _NOTHING = "pass"

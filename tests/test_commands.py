@@ -184,6 +184,7 @@ def test_the_demo_needs_no_network_and_leaves_what_it_promises(tmp_path):
 def test_console_commands_are_installed():
     commands = {"dino-train", "dino-features", "dino-knn", "dino-linear", "dino-verify"}
     commands |= {"dino-attention", "dino-attention-score", "dino-slurm"}
+    commands |= {"dino-classify", "dino-detect", "dino-segment"}
     found = {entry.name: entry for entry in entry_points(group="console_scripts") if entry.name in commands}
     assert found.keys() == commands
     assert all(callable(entry.load()) for entry in found.values())

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -150,15 +151,17 @@ class Training:
             pictures_per_step=self.length.global_batch,
             active=distributed.is_main(),
         )
+        # Only from here on: pictures and weights may have been searched and downloaded until now.
+        distributed.wait_at_most(timedelta(minutes=self.options.wait_minutes))
         try:
             for line in [*opening, *self.notes, *distributed.restart_note()]:
                 self.log.say(line)
-            if self.step and self.length.ends_round(self.step) and self.place.rounds < self._rounds_trained():
+            if self._owes_a_round():
                 self._end_round()  # what was left to do when the run was killed
+            elif self.step >= self.length.steps:
+                self.log.say("nothing to train: all of it is done; a longer run continues")
             if self.step < self.length.steps:
                 self._train()
-            elif not self.log.rows or self.place.rounds >= self.length.rounds:
-                self.log.say("nothing to train: all of it is done; a longer run continues")
         except Interrupted as reason:
             self._save()
             raise Interrupted(
@@ -187,8 +190,10 @@ class Training:
             lines.append(changes_line(changed))
         return place, lines
 
-    def _rounds_trained(self) -> int:
-        return math.ceil(self.step / self.length.steps_per_round)
+    def _owes_a_round(self) -> bool:
+        """Whether a round is trained whose evaluation is not in the log."""
+        trained = math.ceil(self.step / self.length.steps_per_round)
+        return self.length.ends_round(self.step) and self.place.rounds < trained
 
     def _train(self) -> None:
         self.log.start()
