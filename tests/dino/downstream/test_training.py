@@ -21,6 +21,7 @@ from dino.runtime.images import BrokenImageError
 from dino.runtime.interruption import Interruption
 from dino.runtime.options import Interrupted, RunStopped, UserError
 from tests.dino.small_runs import Killed, assert_same
+from tests.full_disk import full_disk
 
 COUNT, BATCH = 8, 2
 
@@ -343,3 +344,13 @@ def test_evaluation_leaves_the_networks_mode_and_gradients_alone(tmp_path):
     training.task.network.norm.eval()
     training.run()
     assert modes == [(False, False)] * 4 and training.task.network.training
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(tmp_path):
+    create(tmp_path, epochs=1).run()
+    before = content(tmp_path)
+    with full_disk(1000), pytest.raises(UserError, match="cannot write"):
+        create(tmp_path).run()
+    assert_same(content(tmp_path), before)
+    create(tmp_path).run()
+    assert [row["epoch"] for row in rows(tmp_path)] == [0, 1]
