@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dino.downstream.segmentation_classes import VOID, PlaceArray
-from dino.downstream.segmentation_data import MaskedPictures, open_data
-from dino.downstream.segmentation_scores import Scores, count, table
+from dino.downstream.segmentation.classes import VOID, PlaceArray
+from dino.downstream.segmentation.data import MaskedPictures, open_data
+from dino.downstream.segmentation.scores import Scores, count, table
 from dino.runtime.options import UserError, command, option
 from dino.runtime.progress import progress
 

@@ -97,10 +97,28 @@ def test_a_killed_run_ends_in_the_same_weights_and_all_commands_read_them(pictur
         "dino.evaluation.eval_knn": [*weights, *sets, "--nb_knn", "20"],
         "dino.evaluation.eval_linear": [*weights, *sets],
         "dino.attention.visualize": [*weights, *looked_at],
+        "dino.downstream.classify": [
+            *(
+                "--preset=small",
+                f"--weights={killed / checkpoint.NAME}",
+                f"--data_path={pictures}",
+                "--device=cpu",
+            ),
+            *flags(
+                input_size=16,
+                epochs=1,
+                warmup_epochs=0,
+                batch_size=8,
+                num_workers=0,
+                output_dir=tmp_path / "classes",
+            ),
+        ],
     }
     out, _ = run("-c", IN_TURN, json.dumps(commands), cwd=tmp_path)
     assert f"20-NN classifier result: Top1: {rows(whole)[0]['knn']}," in out
     assert "CLS + patch mean" in out
+    assert "with a fresh head" in out and "Max accuracy: " in out
+    assert (tmp_path / "classes" / "best_model.pth").exists()
     for name in ("0/attn-head3.png", "star-rings/sheet.png", "clip/video.mp4", "index.html"):
         assert (tmp_path / "maps" / name).exists(), name
 

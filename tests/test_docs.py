@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+DOWNSTREAM = (ROOT / "docs" / "downstream.md").read_text()
 
 
 def functions_of(path):
@@ -44,6 +45,20 @@ def test_options_that_the_page_names_exist():
     }
     unknown = {name for name in options - of_others if not re.search(rf"    {name[2:]}: ", known)}
     assert unknown == set()
+
+
+def test_options_and_files_of_the_other_tasks_exist():
+    options = {
+        name.replace("-", "_") for name in re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*[a-z0-9])", DOWNSTREAM)
+    }
+    sources = [*(ROOT / "dino" / "downstream").rglob("*.py"), *(ROOT / "dino" / "evaluation").glob("*.py")]
+    known = "".join(path.read_text() for path in sources)
+    unknown = {name for name in options - {"nproc_per_node"} if not re.search(rf"    {name}: ", known)}
+    assert unknown == set()
+    for link in re.findall(r"\]\(\.\./([\w/.]+)\)", DOWNSTREAM):
+        assert (ROOT / link).exists(), link
+    for module in set(re.findall(r"-m (dino[\w.]+)", DOWNSTREAM)):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
 
 
 def test_the_measured_throughput_is_that_of_the_results():

@@ -9,7 +9,7 @@ the detections that they were published with. Training differs in three points, 
 boxes are regressed with a smooth L1 loss (beta 1/9) for an L1 loss, a mask's targets are not rounded to 0 and 1, and
 an object's best anchor is trained on however little the two overlap.
 
-K classes, numbered from 0; R regions.
+K classes, numbered from 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,18 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import FeaturePyramidNetwork, roi_align
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from xcit.detector_heads import CHANNELS, region_heads
 from xcit.pyramid import STRIDES, Pyramid
-
-CHANNELS = 256  # of every level and of the mask head
-_HIDDEN = 1024  # of the box head
-_BOX_SIDE, _MASK_SIDE = 7, 14  # that regions are pooled to
 
 _ANCHOR_SCALE = 8  # side of an anchor's square, in strides
 _ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height by width
-_COARSEST_OF_FINEST = 56  # side in pixels up to twice which a region is pooled from the finest level
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet
 _MASK_THRESHOLD = 0.5
@@ -72,7 +66,7 @@ class MaskRCNN(GeneralizedRCNN):
         super().__init__(
             _Levels(pyramid),
             _proposals(),
-            _heads(num_classes, regions, score_threshold, detections),
+            region_heads(num_classes, regions, score_threshold, detections),
             _Resized(short_side, long_side),
         )
         self.num_classes = num_classes
@@ -172,115 +166,6 @@ def _proposals() -> RegionProposalNetwork:
         pre_nms_top_n={"training": 2000, "testing": 1000},
         post_nms_top_n={"training": 1000, "testing": 1000},
         nms_thresh=0.7,
-    )
-
-
-class PooledRegions(nn.Module):
-    """Regions' features, (R, C, side, side), each from the level that suits its size.
-
-    torchvision's own shifts them by half a pixel of the map, and takes as many samples of every region.
-    """
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(
-        self, maps: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
-    ) -> Tensor:
-        """Of `boxes`, (N, 4) in pixels of the padded pictures, one tensor per picture."""
-        pictures = [torch.full_like(each[:, :1], number) for number, each in enumerate(boxes)]
-        regions = torch.cat([torch.cat(pictures), torch.cat(list(boxes))], dim=1)
-        levels = level_of(regions[:, 1:])
-        parts = []
-        for level, stride in enumerate(STRIDES):
-            # In float32: half precision has no numbers for the coordinates of a large picture.
-            part = roi_align(
-                maps[str(level)].float(),
-                regions[levels == level],
-                self.side,
-                spatial_scale=1 / stride,
-                sampling_ratio=0,
-                aligned=True,
-            )
-            parts.append(part.to(maps[str(level)].dtype))
-        # By level they lie in the order of a stable sort, whose inverse brings each to its place.
-        return torch.cat(parts)[levels.argsort(stable=True).argsort()]
-
-
-def level_of(boxes: Tensor) -> Tensor:
-    """Number of the level, from 0, that each of the boxes (R, 4) is pooled from: twice the side, one higher."""
-    sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-    level = (sides / _COARSEST_OF_FINEST + 1e-6).log2().floor()
-    return level.clamp(0, len(STRIDES) - 1).long()
-
-
-class _BoxPredictor(nn.Module):
-    """As torchvision wants it, the background first and with a box, from what is published, where it is last."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.cls_score = nn.Linear(_HIDDEN, num_classes + 1)
-        self.bbox_pred = nn.Linear(_HIDDEN, 4 * num_classes)
-        nn.init.normal_(self.cls_score.weight, std=0.01)
-        nn.init.normal_(self.bbox_pred.weight, std=0.001)
-        nn.init.zeros_(self.cls_score.bias)
-        nn.init.zeros_(self.bbox_pred.bias)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        scores = self.cls_score(features).float()
-        return scores.roll(1, dims=1), F.pad(self.bbox_pred(features).float(), (4, 0))
-
-
-class _MaskHead(nn.Module):
-    """(R, C, 14, 14) to (R, C, 28, 28)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolutions = nn.ModuleList(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(4))
-        self.upsampling = nn.ConvTranspose2d(CHANNELS, CHANNELS, 2, stride=2)
-        for layer in (*self.convolutions, self.upsampling):
-            _init_for_relu(cast(nn.Conv2d, layer))
-
-    def forward(self, features: Tensor) -> Tensor:
-        for layer in (*self.convolutions, self.upsampling):
-            features = F.relu(layer(features), inplace=True)
-        return features
-
-
-class _MaskPredictor(nn.Module):
-    """A map for every class, and for torchvision an empty one for the background before them."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.mask_fcn_logits = nn.Conv2d(CHANNELS, num_classes, 1)
-        _init_for_relu(self.mask_fcn_logits)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.pad(self.mask_fcn_logits(features).float(), (0, 0, 0, 0, 1, 0))
-
-
-def _init_for_relu(layer: nn.Conv2d) -> None:
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.zeros_(cast(Tensor, layer.bias))
-
-
-def _heads(num_classes: int, regions: int, score_threshold: float, detections: int) -> RoIHeads:
-    return RoIHeads(
-        PooledRegions(_BOX_SIDE),
-        TwoMLPHead(CHANNELS * _BOX_SIDE**2, _HIDDEN),
-        _BoxPredictor(num_classes),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=regions,
-        positive_fraction=0.25,
-        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-        score_thresh=score_threshold,
-        nms_thresh=0.5,
-        detections_per_img=detections,
-        mask_roi_pool=PooledRegions(_MASK_SIDE),
-        mask_head=_MaskHead(),
-        mask_predictor=_MaskPredictor(num_classes),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from xcit.download import sha256
-from xcit.weights import LoadReport, WeightsError, architecture_of, read_checkpoint, resolve
+from xcit.weights import LoadReport, WeightsError, architecture_of, read_checkpoint, resolve, troubles
 
 # Patterns of names, of which the first that fits a name says how it is called here.
 Names = Sequence[tuple[str, str]]
@@ -174,38 +174,11 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], origin: str | Path) -> L
     missing = [name for name in target if name not in fitting and not name.endswith(_COUNTER)]
     left_over = [name for name in state if name not in target]
     if missing or left_over:
-        raise WeightsError(_misfit(origin, state, target, missing, left_over))
+        raise WeightsError(
+            f"{origin} does not fit the network's {len(target)} tensors: "
+            f"{troubles(state, target, missing, left_over)}; "
+            "its architecture, task and number of classes must be those of the file"
+        )
     model.load_state_dict(fitting, strict=False)
     digest = sha256(origin) if isinstance(origin, Path) else None
     return LoadReport(len(fitting), len(fitting), [], [], str(origin), digest)
-
-
-def _misfit(
-    origin: str | Path,
-    state: Mapping[str, Tensor],
-    target: Mapping[str, Tensor],
-    missing: Sequence[str],
-    left_over: Sequence[str],
-) -> str:
-    """One sentence on all that keeps a file from being a network's."""
-    troubles = {
-        "missing": [name for name in missing if name not in state],
-        "of another shape": [
-            f"{name} {_shape(state[name])}, not {_shape(target[name])}" for name in missing if name in state
-        ],
-        "left over": left_over,
-    }
-    counted = [f"{len(names)} {trouble} ({_some(names)})" for trouble, names in troubles.items() if names]
-    return (
-        f"{origin} does not fit the network's {len(target)} tensors: {', '.join(counted)}; "
-        "its architecture, task and number of classes must be those of the file"
-    )
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(str(side) for side in tensor.shape)
-
-
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    more = [f"{len(names) - limit} more"] if len(names) > limit else []
-    return "; ".join([*names[:limit], *more])

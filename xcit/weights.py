@@ -9,7 +9,7 @@ Files are read without unpickling code. A model is changed only if the whole bac
 import argparse
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path, PurePosixPath
@@ -76,8 +76,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         checksum = f" (sha256 {self.sha256[:8]}...)" if self.sha256 else ""
-        missing = f", missing: {_some(self.missing)}" if self.missing else ""
-        unused = f", left over: {_some(self.unexpected)}" if self.unexpected else ""
+        missing = f", missing: {some(self.missing)}" if self.missing else ""
+        unused = f", left over: {some(self.unexpected)}" if self.unexpected else ""
         return f"{self.matched} of {self.total} tensors loaded from {self.source}{checksum}{missing}{unused}"
 
 
@@ -141,7 +141,7 @@ def read_state_dict(source: str | Path | Mapping[str, Any], *, key: str = "teach
         if isinstance(name, str) and isinstance(value, Tensor)
     ]
     if not named:
-        raise WeightsError(f"{origin} holds no tensors where weights are kept; its keys: {_some(checkpoint)}")
+        raise WeightsError(f"{origin} holds no tensors where weights are kept; its keys: {some(checkpoint)}")
     only_backbone = any("backbone" in wrappers for wrappers, _, _ in named)
     return {name: value for wrappers, name, value in named if not only_backbone or "backbone" in wrappers}
 
@@ -240,6 +240,25 @@ def _official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def troubles(
+    state: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    missing: Sequence[str],
+    left_over: Sequence[str],
+) -> str:
+    """In words, how many tensors of a model a file lacks or has in another shape, and which it has beyond them."""
+    named = {
+        "missing": [name for name in missing if name not in state],
+        "of another shape": [
+            f"{name} {shape_in_words(state[name])}, not {shape_in_words(target[name])}"
+            for name in missing
+            if name in state
+        ],
+        "left over": left_over,
+    }
+    return ", ".join(f"{len(names)} {trouble} ({some(names)})" for trouble, names in named.items() if names)
+
+
 def _belongs_to_more(name: str, target: Mapping[str, Tensor]) -> bool:
     """Whether a tensor is of a part that follows on all that a model has: its head, and what makes a trunk an XCiT."""
     part = name.split(".", 1)[0]
@@ -260,15 +279,6 @@ def _misfit(
     left_over: list[str],
 ) -> str:
     """One sentence on all that keeps a file from being a model's weights."""
-    reshaped = [name for name in missing if name in state]
-    troubles = {
-        "missing": [name for name in missing if name not in state],
-        "of another shape": [
-            f"{name} {_shape(state[name])}, not {_shape(target[name])}" for name in reshaped
-        ],
-        "left over": left_over,
-    }
-    counted = [f"{len(names)} {trouble} ({_some(names)})" for trouble, names in troubles.items() if names]
     found, wanted = _looks_like(state), _looks_like(target)
     if found != wanted:
         hint = f"the file looks like {found}, the model is {wanted}"
@@ -277,7 +287,8 @@ def _misfit(
     else:
         hint = "the file may hold a part of a model, or another version of it"
     return (
-        f"{origin} does not fit the model's {len(target)} tensors: {', '.join(counted)}; {hint}; "
+        f"{origin} does not fit the model's {len(target)} tensors: "
+        f"{troubles(state, target, missing, left_over)}; {hint}; "
         "allow_partial loads what fits, if anything does"
     )
 
@@ -316,10 +327,12 @@ def _looks_like(state: Mapping[str, Tensor]) -> str:
     return f"a ViT of width {width}, depth {depth} and patch size {patch_size}"
 
 
-def _shape(tensor: Tensor) -> str:
+def shape_in_words(tensor: Tensor) -> str:
+    """`3x224x224`."""
     return "x".join(str(side) for side in tensor.shape)
 
 
-def _some(names: Iterable[Any], limit: int = 4) -> str:
+def some(names: Iterable[Any], limit: int = 4) -> str:
+    """The first of the names, and how many more there are."""
     shown = [str(name) for name in names]
     return "; ".join([*shown[:limit], *([f"{len(shown) - limit} more"] if len(shown) > limit else [])])

@@ -4,15 +4,15 @@ python -m dino.downstream.classify --data_path photos --output_dir runs/photos -
 python -m dino.downstream.classify --eval --weights xcit_small_12_p16_224_dist --data_path imagenet
 torchrun --nproc_per_node=8 -m dino.downstream.classify --model xcit_small_12_p16 --data_path imagenet --batch-size 128
 
-Imports no torch, so that `--help` answers at once; the run itself is in `dino.downstream.classification`.
+Imports no torch, so that `--help` answers at once; the run itself is in `dino.downstream.classification.task`.
 """
 
-from dino.downstream.classify_options import ClassifyOptions, preset_defaults
+from dino.downstream.classification.options import ClassifyOptions, preset_defaults
 from dino.runtime.options import command
 
 
 def _run(options: ClassifyOptions) -> None:
-    from dino.downstream.classification import classify
+    from dino.downstream.classification.task import classify
 
     classify(options)
 

@@ -6,15 +6,15 @@ python -m dino.downstream.detect --eval --val_data_path val2017 --val_annotation
     --weights maskrcnn_xcit_small_12_p16.pth
 python -m dino.downstream.detect --input 'photos/*.jpg' --weights runs/coco/best_model.pth --output_dir drawn
 
-Imports no torch, so that `--help` answers at once; the run itself is in `dino.downstream.detection`.
+Imports no torch, so that `--help` answers at once; the run itself is in `dino.downstream.detection.task`.
 """
 
-from dino.downstream.detect_options import DetectOptions
+from dino.downstream.detection.options import DetectOptions
 from dino.runtime.options import command
 
 
 def _run(options: DetectOptions) -> None:
-    from dino.downstream.detection import detect
+    from dino.downstream.detection.task import detect
 
     detect(options)
 

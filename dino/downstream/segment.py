@@ -4,15 +4,15 @@ python -m dino.downstream.segment --data_path camvid --output_dir runs/camvid --
 python -m dino.downstream.segment --eval --data_path ADEChallengeData2016 --weights sem_fpn_xcit_small_12_p16.pth
 python -m dino.downstream.segment --input 'photos/*.jpg' --weights runs/camvid/best_model.pth --output_dir drawn
 
-Imports no torch, so that `--help` answers at once; the run itself is in `dino.downstream.segmentation`.
+Imports no torch, so that `--help` answers at once; the run itself is in `dino.downstream.segmentation.task`.
 """
 
-from dino.downstream.segment_options import SegmentOptions
+from dino.downstream.segmentation.options import SegmentOptions
 from dino.runtime.options import command
 
 
 def _run(options: SegmentOptions) -> None:
-    from dino.downstream.segmentation import segment
+    from dino.downstream.segmentation.task import segment
 
     segment(options)
 

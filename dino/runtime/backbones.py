@@ -87,6 +87,23 @@ def create_published_classifier(name: str) -> tuple[nn.Module, LoadReport]:
     return model, load_backbone_weights(model, name)
 
 
+def create_timm_classifier(name: str) -> nn.Module:
+    """A classifier of timm with the weights that timm offers for it: images (B, 3, H, W) -> (B, num_classes).
+
+    Raises:
+        UserError: there is no such model, or its weights cannot be had.
+    """
+    import timm
+
+    try:
+        return cast(nn.Module, timm.create_model(name, pretrained=True))
+    except Exception as error:  # no such name, no such weights, no network: each package has its own
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{name}: timm's weights cannot be had ({reason}); name a file of weights instead"
+        ) from error
+
+
 def _create_timm(arch: str, drop_path_rate: float) -> nn.Module:
     import timm
 

@@ -130,7 +130,12 @@ def _construct(name: str, kind: type[Any], arguments: dict[str, Any]) -> Any:
         pass
     try:
         return kind(**arguments, download=True)
-    except (RuntimeError, OSError, ImportError, ValueError) as error:  # the last where the set's server is gone
+    except (
+        RuntimeError,
+        OSError,
+        ImportError,
+        ValueError,
+    ) as error:  # the last where the set's server is gone
         raise UserError(
             f"{name} is not in {arguments['root']} and cannot be downloaded: {_one_line(str(error))}"
         ) from error

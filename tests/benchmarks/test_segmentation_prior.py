@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.segmentation_prior import PriorOptions, measure, most_frequent, score
-from dino.downstream.segmentation_data import open_data
+from dino.downstream.segmentation.data import open_data
 from dino.runtime.options import UserError
-from tests.dino.downstream.segmentation_sets import halves, write_mask, write_set
+from tests.dino.downstream.segmentation.small_sets import halves, write_mask, write_set
 
 
 @pytest.fixture

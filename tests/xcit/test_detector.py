@@ -9,7 +9,8 @@ from torchvision.ops import roi_align
 
 import xcit
 from tests.xcit.test_openmmlab import detector
-from xcit.detector import Anchors, MaskRCNN, PooledRegions, level_of, paste_mask
+from xcit.detector import Anchors, MaskRCNN, paste_mask
+from xcit.detector_heads import PooledRegions, level_of, mask_loss, mask_targets
 from xcit.zoo import ARCHITECTURES
 
 PUBLISHED = [
@@ -180,6 +181,43 @@ def test_a_box_without_area_or_outside_has_an_empty_mask(box: list[float]) -> No
 def test_a_full_map_fills_its_box() -> None:
     mask = paste_mask(torch.ones(28, 28), torch.tensor([10.0, 5.0, 20.0, 15.0]), 30, 40)
     assert mask[5:15, 10:20].all() and mask.sum() == 100
+
+
+def test_a_masks_target_pasted_back_is_the_mask_even_of_a_small_object() -> None:
+    for box in ([3.0, 4.0, 9.0, 7.0], [2.0, 1.0, 30.0, 25.0], [10.0, 10.0, 11.0, 19.0]):
+        x0, y0, x1, y1 = map(int, box)
+        mask = torch.zeros(1, 30, 40, dtype=torch.uint8)
+        mask[0, y0:y1, x0:x1] = 1
+        # A region beside it, of which it fills a part.
+        region = torch.tensor([[box[0] - 1, box[1] - 1, box[2] + 2, box[3] + 1]])
+        wanted = mask_targets(mask, region, torch.tensor([0]), 28)
+        assert torch.equal(paste_mask(wanted[0], region[0], 30, 40), mask[0].bool())
+
+
+def test_the_mask_loss_is_the_mean_cross_entropy_of_each_regions_own_class() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 4, 28, 28), torch.tensor([2, 0, 3])
+    masks = [
+        torch.randint(0, 2, (2, 20, 20)),
+        torch.zeros(0, 20, 20, dtype=torch.long),
+        torch.ones(1, 20, 20),
+    ]
+    regions = [
+        torch.tensor([[2.0, 3.0, 9.0, 12.0], [5.0, 5.0, 15.0, 18.0]]),
+        torch.zeros(0, 4),
+        torch.tensor([[1.0, 1.0, 9.0, 9.0]]),
+    ]
+    objects = [torch.tensor([1, 0]), torch.zeros(0, dtype=torch.long), torch.tensor([0])]
+    wanted = [mask_targets(masks[0], regions[0], objects[0], 28)[number] for number in (0, 1)] + [
+        torch.ones(28, 28)
+    ]
+    expected = 0.0
+    for own, label, target in zip(logits, labels, wanted, strict=True):
+        certain = own[label].sigmoid()
+        expected -= (target * certain.log() + (1 - target) * (1 - certain).log()).mean() / 3
+    assert torch.allclose(
+        mask_loss(logits, labels, masks, regions, objects), torch.as_tensor(expected), atol=1e-5
+    )
 
 
 # The whole network

@@ -6,16 +6,16 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from dino.downstream.classification import classify
+from dino.downstream.classification.task import classify
 from dino.runtime import checkpoint, distributed
-from tests.dino.downstream.test_classify import options, rows
+from tests.dino.downstream.classification.test_classify import options, rows
 from tests.dino.small_runs import write_pictures
 from tests.two_processes import both_finish
 
 RUN = """
 import json, os, sys
-from dino.downstream.classification import classify
-from dino.downstream.classify_options import ClassifyOptions
+from dino.downstream.classification.task import classify
+from dino.downstream.classification.options import ClassifyOptions
 values = json.loads(sys.argv[1])
 classify(ClassifyOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
 print("DONE", os.environ["RANK"])
