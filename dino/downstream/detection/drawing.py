@@ -4,7 +4,6 @@ draw = ObjectsOverlay()
 drawn = draw(picture, boxes, labels, names, scores, masks)
 """
 
-import colorsys
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,25 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from dino.attention.sheet import font
+from dino.downstream.class_colors import Color, class_color
 
 ByteArray: TypeAlias = NDArray[np.uint8]
 BoolArray: TypeAlias = NDArray[np.bool_]
-Color: TypeAlias = tuple[int, int, int]
-
-# A turn of the colour circle that never comes back to where it was, so that neighbouring classes are far apart.
-_GOLDEN_TURN = (math.sqrt(5) - 1) / 2
 
 # Of the picture's size, the square root of its pixels.
 _TEXT_PART, _LINE_PART = 1 / 45, 1 / 350
 _SMALLEST_TEXT = 11  # pixels
-
-
-def class_color(label: int) -> Color:
-    """RGB of a class, each in [0, 255]; the same for a label in every picture."""
-    hue = label * _GOLDEN_TURN % 1
-    # Two levels of brightness beside each other tell hues apart that lie near.
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.9 if label % 2 else 0.7, 1.0 if label % 2 else 0.85)
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 @dataclass(frozen=True)
