@@ -25,7 +25,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from xcit.detector_heads import CHANNELS, region_heads
+from xcit.detector_heads import CHANNELS, BoxPredictor, MaskPredictor, RegionHeads, region_heads
 from xcit.pyramid import STRIDES, Pyramid
 
 _ANCHOR_SCALE = 8  # side of an anchor's square, in strides
@@ -77,6 +77,14 @@ class MaskRCNN(GeneralizedRCNN):
             return [{**each, "labels": each["labels"] - 1} for each in found]
         # torchvision counts the background as class 0.
         return super().forward(list(images), [{**each, "labels": each["labels"] + 1} for each in targets])
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Fresh last layers, of boxes and of masks, for other classes."""
+        heads = cast(RegionHeads, self.roi_heads)
+        like = next(heads.parameters())
+        heads.box_predictor = BoxPredictor(num_classes).to(like)
+        heads.mask_predictor = MaskPredictor(num_classes).to(like)
+        self.num_classes = num_classes
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in training: recompute each block of the backbone in the backward pass."""

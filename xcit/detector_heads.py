@@ -130,7 +130,7 @@ def level_of(boxes: Tensor) -> Tensor:
     return level.clamp(0, len(STRIDES) - 1).long()
 
 
-class _BoxPredictor(nn.Module):
+class BoxPredictor(nn.Module):
     """As torchvision wants it, the background first and with a box, from what is published, where it is last."""
 
     def __init__(self, num_classes: int) -> None:
@@ -163,7 +163,7 @@ class _MaskHead(nn.Module):
         return features
 
 
-class _MaskPredictor(nn.Module):
+class MaskPredictor(nn.Module):
     """A map for every class, and for torchvision an empty one for the background before them."""
 
     def __init__(self, num_classes: int) -> None:
@@ -185,7 +185,7 @@ def region_heads(num_classes: int, regions: int, score_threshold: float, detecti
     return RegionHeads(
         PooledRegions(_BOX_SIDE),
         TwoMLPHead(CHANNELS * _BOX_SIDE**2, _HIDDEN),
-        _BoxPredictor(num_classes),
+        BoxPredictor(num_classes),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
         batch_size_per_image=regions,
@@ -196,5 +196,5 @@ def region_heads(num_classes: int, regions: int, score_threshold: float, detecti
         detections_per_img=detections,
         mask_roi_pool=PooledRegions(_MASK_SIDE),
         mask_head=_MaskHead(),
-        mask_predictor=_MaskPredictor(num_classes),
+        mask_predictor=MaskPredictor(num_classes),
     )

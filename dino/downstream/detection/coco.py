@@ -69,6 +69,17 @@ class CocoSet:
             annotations=[self.annotations[place] for place in kept],
         )
 
+    def used_classes(self) -> set[str]:
+        """Names of those that pictures have objects of."""
+        names = {number: self.classes[label] for label, number in self.category_ids.items()}
+        return {names[each["category_id"]] for some in self.annotations for each in some}
+
+    def with_classes(self, names: Sequence[str]) -> "CocoSet":
+        """The same with labels that stand for these names, among which all used ones are."""
+        ids = {self.classes[label]: number for label, number in self.category_ids.items()}
+        labels = {label: ids[name] for label, name in enumerate(names) if name in ids}
+        return replace(self, classes=list(names), category_ids=labels)
+
     def object_count(self) -> int:
         """Objects in all pictures, without crowds."""
         return sum(not each["iscrowd"] for some in self.annotations for each in some)

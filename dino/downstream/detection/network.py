@@ -104,16 +104,23 @@ def _guessed_classes(count: int, meta: Any) -> Classes:
 
 @dataclass(frozen=True, eq=False)
 class NamedDetector:
-    """A network and what it turned out to be; `report` is None for random weights."""
+    """A network and what it turned out to be.
+
+    Attributes:
+        report: None for random weights.
+        fresh: whether its last layers are, since the weights' own are for other classes.
+    """
 
     network: MaskRCNN
     arch: str
     report: LoadReport | None
+    fresh: bool = False
 
     def __str__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
         what = f"Mask R-CNN on {self.arch}, {parameters / 1e6:.1f} M parameters"
-        return f"{what}: {self.report or 'random weights'}"
+        fresh = ", with fresh last layers for other classes" if self.fresh else ""
+        return f"{what}: {self.report or 'random weights'}{fresh}"
 
 
 def create_detector(
@@ -121,6 +128,7 @@ def create_detector(
     num_classes: int,
     *,
     sides: tuple[int, int],
+    fresh: bool = False,
     arch: str = AUTO,
     drop_path: float = -1.0,
     regions: int = 512,
@@ -132,6 +140,7 @@ def create_detector(
 
     Args:
         sides: short and long side in pixels of pictures that are scored.
+        fresh: give a whole detector's weights other last layers, for other classes.
         arch: `auto` = what the weights are for, else the default one.
         drop_path: stochastic depth; -1 = as published.
         regions, score_threshold: see `MaskRCNN`.
@@ -147,9 +156,10 @@ def create_detector(
     torch.manual_seed(seed)
     rate = published_drop_path(arch) if drop_path < 0 else drop_path
     pyramid = xcit.create_pyramid(arch, drop_path_rate=rate)
+    fresh = fresh and weights.classes is not None
     network = MaskRCNN(
         pyramid,
-        num_classes,
+        len(weights.classes.names) if fresh and weights.classes else num_classes,
         short_side=sides[0],
         long_side=sides[1],
         regions=regions,
@@ -163,7 +173,9 @@ def create_detector(
             report = xcit.load_weights(pyramid.trunk, weights.source, key=key)
     except WeightsError as error:
         raise UserError(f"--weights: {error}") from error
-    return NamedDetector(network, arch, report)
+    if fresh:
+        network.reset_classifier(num_classes)
+    return NamedDetector(network, arch, report, fresh)
 
 
 def own_weights(folder: Path) -> str:

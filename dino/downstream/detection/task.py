@@ -76,9 +76,9 @@ def _check(options: DetectOptions) -> None:
 def _train(options: DetectOptions, machine: Machine, interruption: Interruption) -> None:
     with distributed.together():
         weights = open_weights(options.weights, key=options.checkpoint_key)
-        train = _open_train(options, weights)
+        train, keeps_head = _open_train(options, weights)
         val = _open_val(options, train.classes, train)
-        named = _create(options, weights, len(train.classes))
+        named = _create(options, weights, len(train.classes), fresh=not keeps_head)
         length = _length(options, len(train))
     network = named.network.to(machine.device)
     evaluation = Evaluation(Finder(machine.device, machine.precision), val, interruption)
@@ -95,7 +95,7 @@ def _train(options: DetectOptions, machine: Machine, interruption: Interruption)
             num_workers=machine.num_workers,
             pin_memory=machine.device.type == "cuda",
         ),
-        facts=_facts(options, weights, train),
+        facts=_facts(options, weights, train, keeps_head),
         panels=_PANELS,
     )
     training = Training(
@@ -125,7 +125,7 @@ def _evaluate(options: DetectOptions, machine: Machine, interruption: Interrupti
         assert weights.classes is not None
         # As many of the training pictures as a trial was made with.
         trial = bool(options.max_pictures) and not options.val_annotations
-        train = _open_train(options, weights) if trial else None
+        train = _open_train(options, weights)[0] if trial else None
         val = _open_val(options, weights.classes.names if weights.classes.certain else (), train)
         if len(val.classes) != len(weights.classes.names):
             raise UserError(
@@ -170,16 +170,21 @@ def _trained_weights(options: DetectOptions) -> DetectorWeights:
     return weights
 
 
-def _open_train(options: DetectOptions, weights: DetectorWeights) -> CocoSet:
-    known = weights.classes.names if weights.classes and weights.classes.certain else ()
-    return open_coco(
+def _open_train(options: DetectOptions, weights: DetectorWeights) -> tuple[CocoSet, bool]:
+    """The pictures to train on, and whether a detector's last layers are for their classes."""
+    train = open_coco(
         expanded(options.data_path, "--data_path"),
         expanded(options.annotations, "--annotations"),
-        classes=known,
         training=True,
         keep_empty=options.keep_empty,
         most=options.max_pictures,
     )
+    known = weights.classes
+    if known is None or not known.certain:
+        return train, known is not None and len(known.names) == len(train.classes)
+    if train.used_classes() <= set(known.names):
+        return train.with_classes(known.names), True
+    return train, False
 
 
 def _open_val(
@@ -193,11 +198,14 @@ def _open_val(
     return val.only({each["id"] for each in train.pictures}) if train else val
 
 
-def _create(options: DetectOptions, weights: DetectorWeights, num_classes: int) -> NamedDetector:
+def _create(
+    options: DetectOptions, weights: DetectorWeights, num_classes: int, *, fresh: bool = False
+) -> NamedDetector:
     named = create_detector(
         weights,
         num_classes,
         sides=chosen_sides(options.test_sides, weights.sides),
+        fresh=fresh,
         arch=options.arch,
         drop_path=options.drop_path,
         regions=options.regions,
@@ -229,10 +237,12 @@ def _views(options: DetectOptions) -> DetectionViews:
     )
 
 
-def _facts(options: DetectOptions, weights: DetectorWeights, train: CocoSet) -> dict[str, Any]:
+def _facts(
+    options: DetectOptions, weights: DetectorWeights, train: CocoSet, keeps_head: bool
+) -> dict[str, Any]:
     """What `open_weights` finds in a checkpoint."""
     known = weights.classes
-    ids = known.ids if known and known.certain else list(train.category_ids.values())
+    ids = known.ids if keeps_head and known and known.certain else list(train.category_ids.values())
     sides = chosen_sides(options.test_sides, weights.sides)
     return {FACTS_KEY: {"classes": train.classes, "ids": ids, "sides": list(sides)}}
 

@@ -236,14 +236,42 @@ def test_a_backbone_goes_into_the_trunk_and_cannot_be_scored_or_draw(
             detect(replace(asked, **wish))
 
 
-def test_classes_that_the_network_does_not_know_are_refused(tmp_path: Path) -> None:
-    write(tmp_path)
+def of_dogs_and_birds(folder: Path) -> tuple[Path, MaskRCNN]:
+    torch.manual_seed(4)
     network = MaskRCNN(xcit.create_pyramid(ARCH), 2)
-    file = tmp_path / "maskrcnn.pth"
+    file = folder / "maskrcnn.pth"
     torch.save({"meta": {"CLASSES": ("dog", "bird")}, "state_dict": as_mmdetection(network)}, file)
-    for wish in ({"eval": True}, {}):
-        with pytest.raises(UserError, match="has objects of 'cat', which is none of the network's 2 classes"):
-            detect(options(tmp_path, weights=str(file), **wish))
+    return file, network
+
+
+def test_a_network_is_not_scored_on_classes_that_it_does_not_know(tmp_path: Path) -> None:
+    write(tmp_path)
+    file, _ = of_dogs_and_birds(tmp_path)
+    with pytest.raises(UserError, match="has objects of 'cat', which is none of the network's 2 classes"):
+        detect(options(tmp_path, weights=str(file), eval=True))
+
+
+@pytest.mark.slow
+def test_for_other_classes_a_detector_keeps_all_but_its_last_layers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path)
+    file, network = of_dogs_and_birds(tmp_path)
+    detect(options(tmp_path, output_dir=str(tmp_path / "run"), weights=str(file), lr=0.0, arch="auto"))
+    assert "with fresh last layers for other classes" in capsys.readouterr().out
+    saved = torch.load(tmp_path / "run/best_model.pth", weights_only=True)
+    assert "cat" in saved["detection"]["classes"]
+    for name, value in network.named_parameters():
+        if "predictor" not in name:
+            assert torch.equal(saved["model"][name], value), name
+    detect(
+        options(
+            tmp_path,
+            output_dir=str(tmp_path / "run"),
+            weights=str(tmp_path / "run/best_model.pth"),
+            eval=True,
+        )
+    )
 
 
 def always_finds(folder: Path, name: str = "always.pth") -> Path:
