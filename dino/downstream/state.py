@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from dino.runtime import checkpoint
 from dino.runtime.options import UserError
 
 MODEL_KEY, EMA_KEY = "model", "model_ema"
+BEST_NAME = "best_model.pth"
 
 _ADVICE = "give the options that it was trained with, or another --output_dir"
 
@@ -114,6 +116,13 @@ def _place(content: Mapping[str, Any], pictures_per_round: int) -> Place:
     )
 
 
-def tensors_of(content: Mapping[str, Any], *, average: bool) -> Mapping[str, Tensor]:
-    """The network's tensors in a checkpoint, or its moving average's, where it holds one and that is asked for."""
-    return (content.get(EMA_KEY) if average else None) or content[MODEL_KEY]
+def own_weights(folder: Path) -> str:
+    """The file that a run has left in its folder: its best network's, else its last one's.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in (BEST_NAME, checkpoint.NAME):
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise UserError(f"there is no {BEST_NAME} in {folder}: name weights with --weights, or train first")

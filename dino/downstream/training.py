@@ -22,7 +22,7 @@ from dino.curves import Panel, draw_curves
 from dino.downstream.length import Length
 from dino.downstream.run_options import RunOptions
 from dino.downstream.samples import Batch
-from dino.downstream.state import Place, State
+from dino.downstream.state import BEST_NAME, Place, State
 from dino.feed import Feed
 from dino.loader import EpochOrder, mixed_seed
 from dino.memory import explaining_shortage, peak_memory
@@ -33,8 +33,6 @@ from dino.runtime.changed_options import changed_options, changes_line, stored_o
 from dino.runtime.interruption import Interruption
 from dino.runtime.options import Interrupted, RunStopped
 from dino.runtime.run_log import EpochMeans, RunLog
-
-BEST_NAME = "best_model.pth"
 
 _NONFINITE_STEPS_ALLOWED = 10
 _ADVICE = "a smaller --batch_size, or --grad_checkpointing true"

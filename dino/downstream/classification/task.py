@@ -37,13 +37,12 @@ from dino.downstream.classification.rates import (
 from dino.downstream.classification.scores import Judge, measures_of, write_scores
 from dino.downstream.classification.views import training_view
 from dino.downstream.length import Length, of_epochs
-from dino.downstream.machine import Machine
+from dino.downstream.machine import Machine, own_run
 from dino.downstream.samples import Samples, create_loader
 from dino.downstream.training import Task, Training
 from dino.evaluation.extraction import RESIZE_RATIO, Preparation
 from dino.evaluation.labelled_sets import class_numbers
 from dino.evaluation.linear_classifier import outputs_of
-from dino.evaluation.results import check_results
 from dino.evaluation.subject import say
 from dino.runtime import distributed
 from dino.runtime.backbones import tensors_sha256
@@ -51,7 +50,6 @@ from dino.runtime.fingerprint import fingerprint
 from dino.runtime.interruption import Interruption
 from dino.runtime.options import AUTO, UserError
 from dino.runtime.pictures import Pictures
-from dino.runtime.running import running
 from xcit.zoo import SUPERVISED
 
 _REPEATS = 3  # of repeated augmentation
@@ -71,20 +69,9 @@ def classify(options: ClassifyOptions) -> None:
         RunStopped: the run ended early for a stated reason, after saving.
     """
     machine = Machine.of(options)
-    with running(
-        Path(options.output_dir),
-        machine.device,
-        check=partial(_check, options),
-        dist_url=options.dist_url,
-        wait_minutes=options.wait_minutes,
-    ) as interruption:
+    with own_run(options, machine, partial(check_classify_options, options)) as interruption:
         run = _evaluate if options.eval else _train
         run(options, machine, interruption)
-
-
-def _check(options: ClassifyOptions) -> None:
-    check_classify_options(options)
-    check_results(Path(options.output_dir))
 
 
 def _train(options: ClassifyOptions, machine: Machine, interruption: Interruption) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dino.attention.inputs import Input, find_inputs, printable
 from dino.attention.render import save_png
 from dino.downstream.detection.coco import coco_tools
 from dino.downstream.detection.drawing import ObjectsOverlay
 from dino.downstream.detection.evaluation import Found
 from dino.downstream.detection.network import Classes
+from dino.downstream.inputs import pictures_to_see
 from dino.runtime.files import make_writable, write_atomically
 from dino.runtime.images import BrokenImageError, decode
 from dino.runtime.options import UserError
@@ -45,7 +45,7 @@ def draw_pictures(
         UserError: something does not exist, is no picture, or none can be read.
     """
     coco_tools()
-    inputs = _pictures(places, output_dir)
+    inputs = pictures_to_see(places, output_dir, (OVERLAY,))
     overlay = ObjectsOverlay(opacity)
     results: list[dict[str, Any]] = []
     broken: list[str] = []
@@ -91,21 +91,3 @@ def _counted(names: Sequence[str]) -> str:
     listed = [f"{count} {name}" for name, count in counts.items()]
     more = [f"{len(listed) - _NAMED} kinds more"] if len(listed) > _NAMED else []
     return ", ".join([*listed[:_NAMED], *more]) or "no objects"
-
-
-def _pictures(places: Sequence[str], output_dir: Path) -> list[tuple[Input, Path]]:
-    """Each picture, and the path of its output but for the ending."""
-    everything = find_inputs(places, output_dir)
-    others = [each for each in everything if each.kind != "picture"]
-    found = [each for each in everything if each.kind == "picture" and not each.name.endswith(OVERLAY)]
-    if not found and others:
-        raise UserError(
-            f"--input {others[0].place}: objects are found in pictures, and this is a {others[0].kind}"
-        )
-    if not found:
-        raise UserError(f"--input {' '.join(places)}: there are only outputs of this command")
-    for each in others:
-        print(f"left out: {printable(each.name)}, a {each.kind}")
-    alone = len(found) == 1 and found[0].folder == output_dir
-    stems = [output_dir / Path(each.name).stem if alone else each.folder for each in found]
-    return list(zip(found, stems, strict=True))

@@ -19,7 +19,6 @@ from dino.downstream.detection.network import (
     NamedDetector,
     create_detector,
     open_weights,
-    own_weights,
 )
 from dino.downstream.detection.options import DetectOptions, check_detect_options, chosen_sides
 from dino.downstream.detection.pictures import draw_pictures
@@ -27,17 +26,17 @@ from dino.downstream.detection.rates import create_optimizer, create_scheduler
 from dino.downstream.detection.samples import TrainingSample, collate, losses_of
 from dino.downstream.detection.views import DetectionViews
 from dino.downstream.length import Length, of_epochs
-from dino.downstream.machine import Machine
+from dino.downstream.machine import Machine, own_run
 from dino.downstream.samples import Samples, create_loader
+from dino.downstream.state import own_weights
 from dino.downstream.training import Task, Training
-from dino.evaluation.results import check_results, write_results
+from dino.evaluation.results import write_results
 from dino.evaluation.subject import say
 from dino.runtime import distributed
 from dino.runtime.backbones import tensors_sha256
 from dino.runtime.files import expanded, make_writable
 from dino.runtime.interruption import Interruption
 from dino.runtime.options import UserError
-from dino.runtime.running import running
 
 _TRAINED, _EVALUATED = "detection", "detection, evaluated"  # in results.json
 _PANELS = (
@@ -57,20 +56,9 @@ def detect(options: DetectOptions) -> None:
     if options.input:
         _draw(options, machine)
         return
-    with running(
-        Path(options.output_dir),
-        machine.device,
-        check=partial(_check, options),
-        dist_url=options.dist_url,
-        wait_minutes=options.wait_minutes,
-    ) as interruption:
+    with own_run(options, machine, partial(check_detect_options, options)) as interruption:
         run = _evaluate if options.eval else _train
         run(options, machine, interruption)
-
-
-def _check(options: DetectOptions) -> None:
-    check_detect_options(options)
-    check_results(Path(options.output_dir))
 
 
 def _train(options: DetectOptions, machine: Machine, interruption: Interruption) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -154,18 +153,3 @@ def create_segmenter(
     if others:
         network.reset_classifier(num_classes)
     return NamedSegmenter(network, arch, head, report, others)
-
-
-def own_weights(folder: Path) -> str:
-    """The file that a run has left in its folder: its best network's, else its last one's.
-
-    Raises:
-        UserError: there is none.
-    """
-    from dino.downstream.training import BEST_NAME
-    from dino.runtime.checkpoint import NAME
-
-    for name in (BEST_NAME, NAME):
-        if (folder / name).is_file():
-            return str(folder / name)
-    raise UserError(f"there is no {BEST_NAME} in {folder}: name weights with --weights, or train first")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dino.attention.inputs import Input, find_inputs, printable
+from dino.attention.inputs import printable
 from dino.attention.render import save_png
+from dino.downstream.inputs import pictures_to_see
 from dino.downstream.segmentation.classes import Classes
 from dino.downstream.segmentation.drawing import SegmentationOverlay, legend_entries, save_ids, with_legend
 from dino.downstream.segmentation.inference import Predictor
@@ -37,7 +38,7 @@ def draw_pictures(
     Raises:
         UserError: something does not exist, is no picture, or none can be read.
     """
-    found = _pictures(places, output_dir)
+    found = pictures_to_see(places, output_dir, (OVERLAY, IDS))
     overlay = SegmentationOverlay(opacity)
     broken: list[str] = []
     for each, stem in progress(found, "pictures", "picture"):
@@ -59,21 +60,3 @@ def draw_pictures(
     if len(broken) == len(found):
         raise UserError(f"none of the {len(found)} pictures can be read")
     print(f"{len(found) - len(broken)} pictures written to {output_dir}: *{OVERLAY} and *{IDS}")
-
-
-def _pictures(places: Sequence[str], output_dir: Path) -> list[tuple[Input, Path]]:
-    """Each picture, and the path of its outputs but for their endings."""
-    everything = find_inputs(places, output_dir)
-    others = [each for each in everything if each.kind != "picture"]
-    found = [each for each in everything if each.kind == "picture" and not each.name.endswith((OVERLAY, IDS))]
-    if not found and others:
-        raise UserError(
-            f"--input {others[0].place}: only pictures are segmented, and this is a {others[0].kind}"
-        )
-    if not found:
-        raise UserError(f"--input {' '.join(places)}: there are only outputs of this command")
-    for each in others:
-        print(f"left out: {printable(each.name)}, a {each.kind}")
-    alone = len(found) == 1 and found[0].folder == output_dir
-    stems = [output_dir / Path(each.name).stem if alone else each.folder for each in found]
-    return list(zip(found, stems, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dino.curves import Panel
 from dino.downstream.length import Length, of_iterations
-from dino.downstream.machine import Machine
+from dino.downstream.machine import Machine, own_run
 from dino.downstream.samples import Samples, create_loader
 from dino.downstream.segmentation.classes import VOID, Classes, check_same
 from dino.downstream.segmentation.data import MaskedPictures, SegmentationData, open_data
@@ -26,21 +26,19 @@ from dino.downstream.segmentation.network import (
     SegmenterWeights,
     create_segmenter,
     open_weights,
-    own_weights,
 )
 from dino.downstream.segmentation.options import SegmentOptions, check_segment_options, chosen_scale
 from dino.downstream.segmentation.pictures import draw_pictures
 from dino.downstream.segmentation.rates import create_optimizer, create_scheduler
 from dino.downstream.segmentation.report import opening_lines, report
 from dino.downstream.segmentation.views import TestView, TrainingViews
+from dino.downstream.state import own_weights
 from dino.downstream.training import Task, Training
-from dino.evaluation.results import check_results
 from dino.evaluation.subject import say
 from dino.runtime import distributed
 from dino.runtime.files import make_writable
 from dino.runtime.interruption import Interruption
 from dino.runtime.options import UserError
-from dino.runtime.running import running
 from xcit.segmenter import segmentation_losses
 
 _TRAINED, _EVALUATED = "segmentation", "segmentation, evaluated"  # in results.json
@@ -61,20 +59,9 @@ def segment(options: SegmentOptions) -> None:
     if options.input:
         _draw(options, machine)
         return
-    with running(
-        Path(options.output_dir),
-        machine.device,
-        check=partial(_check, options),
-        dist_url=options.dist_url,
-        wait_minutes=options.wait_minutes,
-    ) as interruption:
+    with own_run(options, machine, partial(check_segment_options, options)) as interruption:
         run = _evaluate if options.eval else _train
         run(options, machine, interruption)
-
-
-def _check(options: SegmentOptions) -> None:
-    check_segment_options(options)
-    check_results(Path(options.output_dir))
 
 
 def _train(options: SegmentOptions, machine: Machine, interruption: Interruption) -> None:

@@ -15,7 +15,8 @@ from torch import nn
 from dino.downstream.length import of_epochs
 from dino.downstream.run_options import RunOptions
 from dino.downstream.samples import Samples, create_loader
-from dino.downstream.training import BEST_NAME, Task, Training
+from dino.downstream.state import BEST_NAME
+from dino.downstream.training import Task, Training
 from dino.runtime import checkpoint, run_log
 from dino.runtime.images import BrokenImageError
 from dino.runtime.interruption import Interruption

@@ -285,7 +285,7 @@ def test_videos_are_refused_alone_and_left_out_among_pictures(trained, tmp_path,
     (tmp_path / "clip.mp4").write_bytes(b"video")
     asked = options(trained, input=(str(tmp_path / "clip.mp4"),), output_dir=str(tmp_path / "out"))
     asked = replace(asked, weights=str(trained / "run/best_model.pth"))
-    with pytest.raises(UserError, match="only pictures are segmented, and this is a video"):
+    with pytest.raises(UserError, match="pictures are needed, and this is a video"):
         segment(asked)
     write_picture(tmp_path / "a.jpg")
     segment(replace(asked, input=(str(tmp_path),)))
