@@ -56,7 +56,7 @@ _REPEATS = 3  # of repeated augmentation
 _RESULTS = "classification"
 _PANELS = (
     Panel("test_acc1", "Top-1", "accuracy, %", best=True, sparse=True),
-    Panel("ema_test_acc1", "Top-1 of the moving average", "accuracy, %", best=True, sparse=True),
+    Panel("ema_test_acc1", "Top-1, averaged weights", "accuracy, %", best=True, sparse=True),
     Panel("test_loss", "Loss on val", "nats", sparse=True),
 )
 
