@@ -2,13 +2,13 @@
 
 from bisect import bisect_right
 from itertools import accumulate
-from pathlib import Path
 
 from PIL.Image import Image
 
 from dino.downstream.classification.inaturalist import open_inaturalist
 from dino.evaluation.labelled_sets import open_train_and_val, open_val
 from dino.evaluation.subject import say
+from dino.runtime.files import expanded
 from dino.runtime.options import UserError
 from dino.runtime.pictures import Pictures
 
@@ -65,7 +65,10 @@ def open_both(data_set: str, data_path: str, level: str) -> tuple[Pictures, Pict
         return open_train_and_val(data_path, say=say)
     if data_set in _INATURALIST:
         year = _INATURALIST[data_set]
-        train, val = (open_inaturalist(Path(data_path), year, split, level) for split in ("train", "val"))
+        train, val = (
+            open_inaturalist(expanded(data_path, "--data_path"), year, split, level)
+            for split in ("train", "val")
+        )
         return train, val
     return _open_torchvision(data_set, data_path)
 

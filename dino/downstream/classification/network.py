@@ -12,6 +12,7 @@ from dino.runtime.backbones import (
     create_timm_classifier,
     load_backbone_weights,
 )
+from dino.runtime.changed_options import stored_options
 from dino.runtime.named_backbone import architecture_of
 from dino.runtime.options import AUTO, UserError
 from xcit.weights import WeightsError, read_checkpoint, read_state_dict, resolve
@@ -64,8 +65,7 @@ def _said_by(weights: str) -> tuple[str, int | None] | None:
     known = architecture_of(weights)
     if known is not None:
         return known
-    args = _content(weights).get("args", {})
-    named = args if isinstance(args, dict) else vars(args)
+    named = stored_options(_content(weights).get("args"))
     model = named.get("model")
     return (model, named.get("patch_size")) if isinstance(model, str) and model != AUTO else None
 

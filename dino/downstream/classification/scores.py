@@ -1,5 +1,6 @@
 """How good a classifier is on the val pictures, while it is trained and at its end."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,8 @@ class Judge:
 
     def measures(self, network: nn.Module) -> dict[str, float]:
         """The same as plain numbers, under the names of XCiT's log."""
-        return {f"test_{name}": value for name, value in measures_of(self.scores(network)).items()}
+        title = "val pictures" if sys.stderr.isatty() else None  # below the bar of the steps
+        return {f"test_{name}": value for name, value in measures_of(self.scores(network, title)).items()}
 
 
 def _logits(network: nn.Module, images: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def test_auto_is_what_the_weights_are(supervised, self_supervised, tmp_path):
     assert pick_architecture("auto", 16, "dino_xcit_medium_24_p8")[0] == "xcit_medium_24_p8"
     torch.save({"model": {"a": torch.zeros(1)}, "args": {"model": "resnet10t"}}, tmp_path / "run.pth")
     assert pick_architecture("auto", 16, str(tmp_path / "run.pth"))[0] == "resnet10t"
-    torch.save({"a": torch.zeros(1)}, tmp_path / "plain.pth")
+    torch.save({"a": torch.zeros(1), "args": None}, tmp_path / "plain.pth")
     with pytest.raises(UserError, match="does not say what it is for: name its architecture with --model"):
         pick_architecture("auto", 16, str(tmp_path / "plain.pth"))
     with pytest.raises(UserError, match="there is no file"):
